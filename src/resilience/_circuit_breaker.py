@@ -1,0 +1,142 @@
+"""Calling a function under the protection of a circuit."""
+
+import inspect
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from functools import wraps
+from types import CoroutineType
+from typing import Any, ParamSpec, TypeVar, cast, final, overload
+
+from typing_extensions import override
+
+from resilience import _settings
+from resilience._circuit import Circuit, Closed, Permit
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@final
+class CircuitBreaker(Circuit):
+    """A circuit breaker around the calls of one provider.
+
+    Closed, it admits every call, until `max_failures` calls in a row have failed. Open, it refuses
+    them with `CircuitOpenError` until `reset_timeout` has passed. Half-open, it admits
+    `half_open_max` calls as probes: it closes when all of them have succeeded and opens again when
+    one fails. If the probes hang, one more is admitted after each further `reset_timeout`.
+
+    A call that ends with an exception that does not count, or that is interrupted, is neither a
+    success nor a failure. A call that ends after the breaker has moved on changes nothing.
+
+    May be used by any number of threads. A healthy call takes no lock, and no lock is held while
+    the protected function, a hook, a listener or a log handler runs.
+    """
+
+    __slots__ = ()
+
+    @override
+    def __repr__(self) -> str:
+        return f"<CircuitBreaker {self.name!r} {self.state}>"
+
+    @overload
+    def execute(self, fn: Callable[[], R], /) -> R: ...
+    @overload
+    def execute(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R: ...
+    def execute(self, fn: Callable[..., R], /, *args: object, **kwargs: object) -> R:
+        """Call a function if the breaker admits it.
+
+        Args:
+            fn: Synchronous function to protect.
+            *args: Its positional arguments.
+            **kwargs: Its keyword arguments.
+
+        Returns:
+            What the function returned.
+
+        Raises:
+            CircuitOpenError: The breaker did not admit the call; the function was not called.
+            TypeError: The function returned a coroutine.
+        """
+        period = self._period  # without the lock, as in try_acquire, and one call cheaper
+        permit = period if isinstance(period, Closed) else self._acquire()
+        try:
+            # The commonest call has no arguments, and unpacking none costs as much as calling.
+            result = fn(*args, **kwargs) if args or kwargs else fn()
+        except BaseException as error:
+            self.failed(permit, error)
+            raise
+        if CoroutineType is type(result):
+            self.released(permit)
+            _refuse_coroutine(fn, result)
+        if permit.failures:  # without the lock, as in succeeded, and one call cheaper
+            self.succeeded(permit)
+        return result
+
+    @contextmanager
+    def guard(self) -> Generator[None, None, None]:
+        """Guard the body of a `with` statement as one call.
+
+        Yields:
+            Nothing.
+
+        Raises:
+            CircuitOpenError: The breaker did not admit the call; the body is not run.
+        """
+        permit = self._acquire()
+        try:
+            yield
+        except BaseException as error:
+            self.failed(permit, error)
+            raise
+        self.succeeded(permit)
+
+    def __call__(self, fn: Callable[P, R], /) -> Callable[P, R]:
+        """Decorate a function, so that each call of it goes through the breaker.
+
+        The whole iteration of a generator function is one call, admitted at the first `next()`.
+
+        Args:
+            fn: Synchronous function to protect.
+
+        Returns:
+            A function with the same parameters and the same result.
+
+        Raises:
+            TypeError: The function is asynchronous, or cannot be called.
+        """
+        _settings.function("fn", fn)
+        if inspect.isgeneratorfunction(fn):
+            return cast("Callable[P, R]", self._guard_generator(fn))
+
+        @wraps(fn)
+        def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
+            return self.execute(fn, *args, **kwargs)
+
+        return guarded
+
+    def _guard_generator(
+        self, fn: Callable[P, Generator[Any, Any, Any]]
+    ) -> Callable[P, Generator[Any, Any, Any]]:
+        @wraps(fn)
+        def guarded(*args: P.args, **kwargs: P.kwargs) -> Generator[Any, Any, Any]:
+            with self.guard():
+                return (yield from fn(*args, **kwargs))
+
+        return guarded
+
+    def _acquire(self) -> Permit:
+        period = self._period  # without the lock, as in try_acquire
+        if isinstance(period, Closed):
+            return period
+        now = self._config.clock()
+        permit = self._admit(period, now)
+        if permit is None:
+            raise self.rejection(now)
+        return permit
+
+
+def _refuse_coroutine(fn: object, result: object) -> None:
+    if inspect.iscoroutine(result):
+        result.close()  # else the interpreter warns that it was never awaited
+    msg = f"fn must be synchronous, not the coroutine function {fn!r}"
+    raise TypeError(msg)

@@ -1,0 +1,88 @@
+"""What a group is told and what it tells: its settings and its reports of attempts."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import timedelta
+from enum import Enum
+from typing import final
+
+from typing_extensions import override
+
+from resilience import _settings
+from resilience._circuit_config import CircuitBreakerConfig
+
+
+class Outcome(Enum):
+    """How an attempt ended; `str` gives the value.
+
+    Attributes:
+        SUCCEEDED: It did its work.
+        FAILED: It raised what counts as a failure.
+        IGNORED: It raised what does not count.
+        SKIPPED: Its breaker did not admit it.
+        CANCELLED: It was given up or interrupted before it could fail or succeed.
+    """
+
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    IGNORED = "ignored"
+    SKIPPED = "skipped"
+    CANCELLED = "cancelled"
+
+    @override
+    def __str__(self) -> str:
+        return str(self.value)
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """Report of one attempt that has ended.
+
+    Attributes:
+        provider: Name of the provider.
+        outcome: How the attempt ended.
+        error: What it raised, or the `CircuitOpenError` of one that was skipped; None if nothing.
+        duration: Seconds from its admission to its end by the breaker's clock. A stream ends with
+            its last item or its closing, a session with its closing.
+    """
+
+    provider: str
+    outcome: Outcome
+    error: BaseException | None
+    duration: float
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FallbackConfig:
+    """Settings of a group of providers.
+
+    Attributes:
+        circuit_breaker: Settings of the breakers. Each provider gets a breaker of its own, named
+            after the provider.
+        fallback_on: Exceptions that move on to the next provider, in the forms of
+            `CircuitBreakerConfig.failure_on`; all others go to the caller at once.
+        on_attempt: Listener for the report of each attempt that ended, called in the thread in
+            which it ended. A listener that raises is logged.
+        attempt_timeout: Seconds that one attempt may take: until a call returns, a stream has its
+            first item, a session is started. None or 0 for no limit. With a limit the attempt runs
+            on a worker thread, which is abandoned when the time is up.
+
+    Raises:
+        TypeError: A value has the wrong type.
+        ValueError: The timeout is negative or not finite.
+    """
+
+    circuit_breaker: CircuitBreakerConfig = field(default_factory=CircuitBreakerConfig)
+    fallback_on: _settings.ExceptionFilter = Exception
+    on_attempt: Callable[[Attempt], object] | None = None
+    attempt_timeout: float | timedelta | None = None
+
+    def __post_init__(self) -> None:
+        """Check all values."""
+        _settings.instance("circuit_breaker", self.circuit_breaker, CircuitBreakerConfig())
+        _settings.exception_filter("fallback_on", self.fallback_on)
+        if self.on_attempt is not None:
+            _settings.function("on_attempt", self.on_attempt)
+        _settings.seconds("attempt_timeout", self.attempt_timeout, 0.0)

@@ -1,0 +1,258 @@
+"""One call's way through the providers of a group, in order."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import timedelta
+from threading import Lock
+from time import monotonic
+from typing import Generic, TypeVar, final
+
+from resilience import _settings
+from resilience._circuit import Permit
+from resilience._circuit_breaker import CircuitBreaker
+from resilience._fallback_config import Attempt, FallbackConfig, Outcome
+from resilience._log import log_swallowed, logger
+from resilience._workers import Workers
+from resilience.exceptions import AllFailedError
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@final
+class Entry(Generic[T]):
+    """One provider of a group, of type T, with its breaker."""
+
+    __slots__ = (
+        "_listener",
+        "breaker",
+        "clock",
+        "config",
+        "is_plain",
+        "name",
+        "provider",
+        "workers",
+    )
+
+    def __init__(
+        self,
+        name: str,
+        provider: T,
+        config: FallbackConfig,
+        attempt_timeout: float | timedelta | None,
+    ) -> None:
+        """Make an entry with a closed breaker; the timeout overrides that of the group."""
+        self.name = name
+        self.provider = provider
+        self.config = config
+        self.clock = config.circuit_breaker.clock
+        self.breaker = CircuitBreaker(replace(config.circuit_breaker, name=name))
+        timeout = config.attempt_timeout if attempt_timeout is None else attempt_timeout
+        limit = _settings.seconds("attempt_timeout", timeout, 0.0)
+        self.workers = Workers(name, limit) if limit else None
+        self._listener = config.on_attempt
+        # Whether a success is nobody's business but the breaker's.
+        self.is_plain = self.workers is None and self._listener is None
+
+    def skipped(self) -> None:
+        """Tell that the breaker did not admit an attempt."""
+        if logger.isEnabledFor(logging.DEBUG):
+            extra = {"resilience_provider": self.name}
+            logger.debug("provider %s is skipped", self.name, extra=extra)
+        if self._listener is not None:
+            self._report(Outcome.SKIPPED, self.breaker.rejection(), self.clock())
+
+    def succeeded(self, permit: Permit, started: float) -> None:
+        """Settle an attempt as a success."""
+        self.breaker.succeeded(permit)
+        self._report(Outcome.SUCCEEDED, None, started)
+
+    def cancelled(self, permit: Permit, started: float) -> None:
+        """Settle an attempt as neither success nor failure."""
+        self.breaker.released(permit)
+        self._report(Outcome.CANCELLED, None, started)
+
+    def failed(self, permit: Permit, error: BaseException, started: float) -> None:
+        """Settle an attempt that raised, as a failure only if the exception counts."""
+        if self.breaker.failed(permit, error):
+            outcome = Outcome.FAILED
+        elif isinstance(error, Exception):
+            outcome = Outcome.IGNORED
+        else:
+            outcome = Outcome.CANCELLED
+        self._report(outcome, error, started)
+
+    def _report(self, outcome: Outcome, error: BaseException | None, started: float) -> None:
+        listener = self._listener
+        if listener is None:
+            return
+        duration = self.clock() - started
+        attempt = Attempt(provider=self.name, outcome=outcome, error=error, duration=duration)
+        try:
+            listener(attempt)
+        except Exception as raised:
+            log_swallowed("on_attempt", raised)
+
+
+@final
+class Call(Generic[T]):
+    """One admitted call to a provider of type T, settled once.
+
+    The first word counts and later ones are not heard, from whichever thread they come.
+    """
+
+    __slots__ = ("_once", "_permit", "_started", "_used", "entry")
+
+    def __init__(self, entry: Entry[T], permit: Permit) -> None:
+        """Start a call that the entry's breaker has admitted."""
+        self.entry = entry
+        self._permit = permit
+        self._started = entry.clock()
+        self._used = 0.0
+        self._once = Lock()  # taken once, by the first word
+
+    def succeeded(self) -> None:
+        """Settle the call as a success."""
+        if self._once.acquire(blocking=False):
+            self.entry.succeeded(self._permit, self._started)
+
+    def cancelled(self) -> None:
+        """Settle the call as neither success nor failure."""
+        if self._once.acquire(blocking=False):
+            self.entry.cancelled(self._permit, self._started)
+
+    def failed(self, error: BaseException) -> bool:
+        """Settle the call as one that raised; False if it was settled before."""
+        first = self._once.acquire(blocking=False)
+        if first:
+            self.entry.failed(self._permit, error, self._started)
+        return first
+
+    def bounded(
+        self,
+        fn: Callable[[T], R],
+        discard: Callable[[R], object],
+        idle: Callable[[], float] = float,
+    ) -> R:
+        """Call a function of the provider, within the time that is left for this attempt.
+
+        Args:
+            fn: What to call with the provider.
+            discard: What to do with a result that comes too late.
+            idle: Tells the seconds of this attempt that are not the provider's doing.
+
+        Returns:
+            What the function returned.
+
+        Raises:
+            AttemptTimeoutError: The time is up.
+        """
+        workers, provider = self.entry.workers, self.entry.provider
+        if workers is None:
+            return fn(provider)
+        timeout = workers.timeout
+        started = monotonic() - self._used
+        try:
+            return workers.call(
+                lambda: fn(provider),
+                discard,
+                lambda: timeout + idle() + started - monotonic(),
+            )
+        finally:
+            self._used = monotonic() - started
+
+
+def no_error() -> None:
+    """Tell of no error, for a call without an input of its own."""
+
+
+@final
+class Run(Generic[T]):
+    """One call's way through providers of type T, for one thread at a time."""
+
+    __slots__ = ("_entries", "_failures", "_input_error", "_remaining")
+
+    def __init__(
+        self,
+        entries: tuple[Entry[T], ...],
+        input_error: Callable[[], Exception | None] = no_error,
+    ) -> None:
+        """Stand before the first provider; what the caller's own input raises ends the way."""
+        self._entries = entries
+        self._input_error = input_error
+        self._remaining = iter(entries)
+        self._failures: dict[str, Exception] = {}
+
+    def begin(self, attempt: Callable[[Call[T]], R], *, evidence: bool = True) -> tuple[Call[T], R]:
+        """Make attempts with the providers that are left, until one of them succeeds.
+
+        Args:
+            attempt: Makes one attempt.
+            evidence: False if the breakers shall not learn from the attempts.
+
+        Returns:
+            The call of the attempt that succeeded, not yet settled, and the attempt's result.
+
+        Raises:
+            AllFailedError: No attempt succeeded.
+        """
+        for entry in self._remaining:
+            breaker = entry.breaker
+            permit = breaker.try_acquire() if evidence else breaker.try_observe()
+            if permit is None:
+                entry.skipped()
+                continue
+            call = Call(entry, permit)
+            try:
+                return call, attempt(call)
+            except BaseException as error:
+                if not self.gave_up(call, error):
+                    self.forget()
+                    raise
+        raise self.all_failed()
+
+    def gave_up(self, call: Call[T], error: BaseException) -> bool:
+        """Settle an attempt that raised, and tell whether another provider may be tried.
+
+        An attempt that was settled before it raised has been given up by the caller, and one that
+        failed for the caller's own input would fail anywhere: neither goes further.
+        """
+        if self._input_error() is not None:
+            call.cancelled()
+        return call.failed(error) and self.moves_on(call.entry, error)
+
+    def moves_on(self, entry: Entry[T], error: BaseException) -> bool:
+        """Tell whether another provider may be tried after one has failed."""
+        if not isinstance(error, Exception):
+            return False
+        if not _settings.matches("fallback_on", entry.config.fallback_on, error):
+            return False
+        self._failures[entry.name] = error
+        logger.warning(
+            "provider %s failed with %s",
+            entry.name,
+            type(error).__name__,
+            extra={
+                "resilience_provider": entry.name,
+                "resilience_error": type(error).__name__,
+            },
+        )
+        return True
+
+    def all_failed(self) -> AllFailedError:
+        """Make the error for a way that came to its end, with the last failure as its cause."""
+        failures = {
+            entry.name: self._failures[entry.name]
+            if entry.name in self._failures
+            else entry.breaker.rejection()
+            for entry in self._entries
+        }
+        error = AllFailedError(failures)
+        error.__cause__ = failures[self._entries[-1].name]
+        self.forget()
+        return error
+
+    def forget(self) -> None:
+        """Let go of the failures so far; their tracebacks hold what led here."""
+        self._failures.clear()

@@ -1,0 +1,193 @@
+"""Threads on which a call can be left behind.
+
+A synchronous call cannot be interrupted. It can only be abandoned: the caller stops waiting, and
+what the call brings in the end is thrown away by the thread that made it.
+"""
+
+from collections.abc import Callable
+from contextvars import copy_context
+from queue import Empty, SimpleQueue
+from threading import Lock, Thread
+from typing import Any, Generic, TypeVar, final
+
+from typing_extensions import override
+
+from resilience._log import log_swallowed, logger
+from resilience.exceptions import AttemptTimeoutError
+
+R = TypeVar("R")
+
+IDLE_SECONDS = 30.0
+"""How long an idle thread waits for its next call before it ends."""
+
+MAX_ABANDONED = 64
+"""How many abandoned calls of one provider may hang; with so many, further calls are refused."""
+
+
+@final
+class Workers:
+    """Makes the calls of one provider on daemonic threads, which are used again.
+
+    May be used by any number of threads, and in forked children. What is shared needs no lock:
+    each operation on the list and on the set is atomic.
+    """
+
+    def __init__(self, provider: str, timeout: float) -> None:
+        """Prepare for calls that may take so many seconds."""
+        self.timeout = timeout
+        self._provider = provider
+        self._idle: list[_Worker] = []
+        self._abandoned: set[_Task[Any]] = set()
+
+    def call(
+        self,
+        fn: Callable[[], R],
+        discard: Callable[[R], object],
+        remaining: Callable[[], float],
+    ) -> R:
+        """Make a call on a worker, in a copy of this thread's context.
+
+        Args:
+            fn: What to call.
+            discard: What to do with a result that comes too late.
+            remaining: Tells the seconds left to wait.
+
+        Returns:
+            What the call returned.
+
+        Raises:
+            AttemptTimeoutError: The call was abandoned, or too many earlier ones still hang.
+        """
+        if self._is_full():
+            raise AttemptTimeoutError(self._provider, self.timeout)
+        task = _Task(fn, discard, self._abandoned)
+        self._worker().accept(task)
+        try:
+            arrived = task.wait(remaining)
+        except BaseException:  # an interruption of this thread
+            if not task.abandon():
+                task.throw_away()
+            raise
+        if not arrived and task.abandon():
+            raise AttemptTimeoutError(self._provider, self.timeout)
+        return task.take()
+
+    def _is_full(self) -> bool:
+        if len(self._abandoned) < MAX_ABANDONED:
+            return False
+        for task in tuple(self._abandoned):
+            if not task.worker.is_alive():  # left in the process that this one was forked from
+                self._abandoned.discard(task)
+        return len(self._abandoned) >= MAX_ABANDONED
+
+    def _worker(self) -> "_Worker":
+        while self._idle:
+            try:
+                worker = self._idle.pop()
+            except IndexError:  # another caller was faster
+                break
+            if worker.is_alive():  # not one of the process that this one was forked from
+                return worker
+        worker = _Worker(f"resilience-{self._provider}", self._idle)
+        worker.start()
+        return worker
+
+
+@final
+class _Task(Generic[R]):
+    """One call; its outcome belongs to the first who claims it, the caller or the worker."""
+
+    def __init__(
+        self, fn: Callable[[], R], discard: Callable[[R], object], abandoned: "set[_Task[Any]]"
+    ) -> None:
+        self.worker: _Worker
+        self._fn = fn
+        self._discard = discard
+        self._abandoned = abandoned
+        self._context = copy_context()
+        self._claim = Lock()  # taken once, by whoever claims the outcome
+        self._done = Lock()  # released once, when the caller may take the outcome
+        self._done.acquire()
+        self._error: BaseException | None = None
+        self._result: R
+
+    def wait(self, remaining: Callable[[], float]) -> bool:
+        """Wait for the outcome; in the caller. False if the time is up."""
+        while (left := remaining()) > 0:
+            if self._done.acquire(timeout=left):
+                return True
+        return False
+
+    def take(self) -> R:
+        """Return or raise what the call has brought; in the caller."""
+        error, self._error = self._error, None
+        if error is None:
+            return self._result
+        try:
+            raise error
+        finally:
+            del error  # its traceback holds this frame, which must not hold it
+
+    def abandon(self) -> bool:
+        """Leave the call behind; in the caller. False if its outcome is there by now."""
+        self._abandoned.add(self)
+        if self._claim.acquire(blocking=False):
+            return True
+        self._abandoned.discard(self)
+        return False
+
+    def work(self) -> None:
+        """Make the call and deliver what it brings; in the worker."""
+        try:
+            self._result = self._context.run(self._fn)
+        except BaseException as error:
+            self._error = error
+        if self._claim.acquire(blocking=False):
+            self.worker.rest()  # before the caller goes on, so that its next call finds it
+            self._done.release()
+        else:
+            self.throw_away()
+            self._abandoned.discard(self)
+            self.worker.rest()
+
+    def throw_away(self) -> None:
+        """Drop what came too late."""
+        error, self._error = self._error, None
+        if error is not None:
+            logger.debug("an abandoned call raised %s", type(error).__name__)
+            return
+        try:
+            self._discard(self._result)
+        except Exception as raised:
+            log_swallowed("closing what an abandoned call returned", raised)
+
+
+@final
+class _Worker(Thread):
+    """A thread that works on one task after the other."""
+
+    def __init__(self, name: str, idle: "list[_Worker]") -> None:
+        super().__init__(name=name, daemon=True)
+        self._idle = idle
+        self._tasks: SimpleQueue[_Task[Any]] = SimpleQueue()
+
+    def accept(self, task: _Task[Any]) -> None:
+        """Work on a task as soon as possible."""
+        task.worker = self
+        self._tasks.put(task)
+
+    def rest(self) -> None:
+        """Be there for the next task."""
+        self._idle.append(self)
+
+    @override
+    def run(self) -> None:
+        while True:
+            try:
+                self._tasks.get(timeout=IDLE_SECONDS).work()
+            except Empty:
+                try:
+                    self._idle.remove(self)
+                except ValueError:
+                    continue  # taken from the list just now: a task is on its way
+                return

@@ -1,0 +1,137 @@
+"""A text that every attempt to speak it reads from its beginning, until one of them has audio."""
+
+from collections.abc import Iterable, Iterator
+from threading import Condition
+from time import monotonic
+from typing import final
+
+from typing_extensions import override
+
+
+@final
+class ReplayedText:
+    """Fragments of a one-shot source, kept until `commit()`.
+
+    Each attempt reads through a reader of its own, which cuts off the reader before it. One thread
+    at a time takes a fragment from the source, and not under the lock. What it gets goes into the
+    buffer, and so to the present reader, also if its own reader has been cut off meanwhile.
+    """
+
+    def __init__(self, source: Iterable[str]) -> None:
+        """Read from a source; a plain string is one fragment."""
+        self._source = iter((source,) if isinstance(source, str) else source)
+        self._changed = Condition()
+        # Guarded by the lock of the condition; `error` is written once and may be read without.
+        self._reader = TextReader(self)
+        self._fragments: list[str] = []
+        self._taking = False
+        self._exhausted = False
+        self._committed = False
+        self.error: Exception | None = None
+
+    def reader(self) -> "TextReader":
+        """Cut off the reader before, and return one that stands at the beginning."""
+        reader = TextReader(self)
+        with self._changed:
+            self._reader = reader
+            self._changed.notify_all()
+        return reader
+
+    def commit(self) -> None:
+        """Keep no fragment that the present reader has read."""
+        with self._changed:
+            self._committed = True
+            del self._fragments[: self._reader.position]
+            self._reader.position = 0
+
+    def says_something(self) -> bool:
+        """Tell whether there is more than blanks, if need be by reading on; cuts off the reader."""
+        return any(fragment.strip() for fragment in self.reader())
+
+    def idle(self) -> float:
+        """Return the seconds for which the present reader has waited for the source."""
+        return self._reader.idle()
+
+    def next_for(self, reader: "TextReader") -> str:
+        """Return a reader's next fragment.
+
+        Raises:
+            StopIteration: The text is at its end, or the reader has been cut off.
+            Exception: The source has raised it.
+        """
+        while True:
+            taking = False
+            try:
+                with self._changed:
+                    while self._must_wait_locked(reader):
+                        self._changed.wait()
+                    if reader is not self._reader:
+                        raise StopIteration
+                    if reader.position < len(self._fragments):
+                        return self._fragment_locked(reader)
+                    if self._exhausted:
+                        raise StopIteration if self.error is None else self.error
+                    self._taking = taking = True  # one statement: no interruption in between
+                self._take()
+            finally:
+                if taking:
+                    with self._changed:
+                        self._taking = False
+                        self._changed.notify_all()
+
+    def _must_wait_locked(self, reader: "TextReader") -> bool:
+        """Tell whether a reader needs the fragment that another thread is just taking."""
+        wants_more = reader is self._reader and reader.position == len(self._fragments)
+        return wants_more and self._taking
+
+    def _fragment_locked(self, reader: "TextReader") -> str:
+        if self._committed:
+            return self._fragments.pop(0)
+        reader.position += 1
+        return self._fragments[reader.position - 1]
+
+    def _take(self) -> None:
+        """Take one fragment from the source; only in the thread that has set `_taking`."""
+        try:
+            fragment = next(self._source)
+        except StopIteration:
+            self._end(None)
+        except Exception as error:
+            self._end(error)
+        else:
+            with self._changed:
+                self._fragments.append(fragment)
+
+    def _end(self, error: Exception | None) -> None:
+        with self._changed:
+            self.error = error
+            self._exhausted = True
+
+
+@final
+class TextReader(Iterator[str]):
+    """The fragments of a text, for one attempt to speak it."""
+
+    __slots__ = ("_idle", "_text", "_waiting_since", "position")
+
+    def __init__(self, text: ReplayedText) -> None:
+        """Stand at the beginning of a text."""
+        self._text = text
+        self._idle = 0.0
+        self._waiting_since: float | None = None
+        self.position = 0  # in the buffer, guarded by its lock
+
+    @override
+    def __next__(self) -> str:
+        since = self._waiting_since = monotonic()
+        try:
+            return self._text.next_for(self)
+        finally:
+            # In this order: seen in between, the time is counted twice rather than not at all.
+            self._idle += monotonic() - since
+            self._waiting_since = None
+
+    def idle(self) -> float:
+        """Return the seconds for which this reader has waited."""
+        since = self._waiting_since
+        return self._idle + (0.0 if since is None else monotonic() - since)

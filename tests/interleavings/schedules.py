@@ -1,0 +1,213 @@
+"""Every interleaving of a few threads: real threads, of which one at a time takes one step.
+
+A step ends before each line of the library that touches state which is read without the lock, and
+before each acquisition of the lock; what is only touched under the lock needs no more steps.
+
+`explore` runs a case again and again, until every order of steps has been seen that can make a
+difference. Two steps of which neither writes what the other touches can change places, and of all
+the orders that differ only so one is enough (sleep sets; Godefroid, 1996).
+"""
+
+import ast
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import FrameType
+from typing import TypeAlias
+
+TIMEOUT = 30.0
+
+Access: TypeAlias = frozenset[tuple[str, str]]
+"""What a step touches: names, each with "read" or "write"; other words differ from each other."""
+
+
+class Stepper:
+    """Runs some threads, one step of one of them at a time."""
+
+    def __init__(
+        self, bodies: Sequence[Callable[[], None]], shared: Mapping[str, frozenset[str]]
+    ) -> None:
+        """Start one thread for each body; none has done anything yet.
+
+        Args:
+            bodies: What the threads do.
+            shared: For each file of the library the attributes that are read without a lock.
+        """
+        self._points = {file: _accesses(file, names) for file, names in shared.items()}
+        self._idents: dict[int, int] = {}
+        self._go = [threading.Semaphore(0) for _ in bodies]
+        self._back = threading.Semaphore(0)
+        self.waits_for: list[CooperativeLock | None] = [None for _ in bodies]
+        self.next_access: list[Access] = [frozenset() for _ in bodies]
+        self.done = [False for _ in bodies]
+        self.errors: list[BaseException] = []
+        self.now = 0
+        for number, body in enumerate(bodies):
+            threading.Thread(target=self._run, args=(number, body), daemon=True).start()
+            assert self._back.acquire(timeout=TIMEOUT)
+
+    def enabled(self) -> list[int]:
+        """Return the threads that can take a step."""
+        return [
+            number
+            for number, lock in enumerate(self.waits_for)
+            if not self.done[number] and (lock is None or lock.is_free_for(number))
+        ]
+
+    def step(self, number: int) -> None:
+        """Let one thread take one step."""
+        self.now += 1
+        self._go[number].release()
+        assert self._back.acquire(timeout=TIMEOUT), "a step does not end"
+
+    def pause(self, access: "Access", lock: "CooperativeLock | None" = None) -> None:
+        """End the step of the present thread; the next one begins by touching something."""
+        number = self.current()
+        self.waits_for[number] = lock
+        self.next_access[number] = access
+        self._back.release()
+        assert self._go[number].acquire(timeout=TIMEOUT)
+        self.waits_for[number] = None
+
+    def current(self) -> int:
+        """Return the number of the present thread."""
+        return self._idents[threading.get_ident()]
+
+    def is_stepping(self) -> bool:
+        """Tell whether the present thread is one of those that take steps."""
+        return threading.get_ident() in self._idents
+
+    def _run(self, number: int, body: Callable[[], None]) -> None:
+        self._idents[threading.get_ident()] = number
+        self.pause(frozenset())
+        sys.settrace(self._trace)
+        try:
+            body()
+        except BaseException as error:  # noqa: BLE001
+            self.errors.append(error)
+        finally:
+            sys.settrace(None)
+            self.done[number] = True
+            self._back.release()
+
+    def _trace(self, frame: FrameType, event: str, _arg: object) -> object:
+        points = self._points.get(frame.f_code.co_filename)
+        if points is None:
+            return None
+        if event == "line" and frame.f_lineno in points:
+            self.pause(points[frame.f_lineno])
+        return self._trace
+
+
+class CooperativeLock:
+    """A reentrant lock that waits by giving up its step."""
+
+    def __init__(self) -> None:
+        """Make a free lock."""
+        self.stepper: Stepper | None = None
+        self._owner: int | None = None
+        self._depth = 0
+
+    def is_free_for(self, number: int) -> bool:
+        """Tell whether a thread could take the lock."""
+        return self._owner in {None, number}
+
+    def __enter__(self) -> None:
+        """Take the lock; a step ends before."""
+        stepper = self.stepper
+        if stepper is None or not stepper.is_stepping():
+            assert self._owner is None
+            return
+        stepper.pause(frozenset({("lock", "write")}), self)
+        assert self.is_free_for(stepper.current())
+        self._owner = stepper.current()
+        self._depth += 1
+
+    def __exit__(self, *_: object) -> None:
+        """Release the lock."""
+        if self._owner is not None:
+            self._depth -= 1
+            if self._depth == 0:
+                self._owner = None
+
+
+Case = Callable[[], tuple[Stepper, Callable[[], None]]]
+"""Makes a fresh case: its threads, and the check when all of them are done."""
+
+
+@dataclass
+class _Node:
+    """A place in a schedule: what could be next, what was chosen, and what need not be tried."""
+
+    enabled: dict[int, Access]
+    asleep: dict[int, Access]
+    chosen: int = -1
+
+    def choose(self) -> bool:
+        """Choose what has not been tried; False if nothing is left."""
+        if self.chosen >= 0:
+            self.asleep[self.chosen] = self.enabled[self.chosen]
+        self.chosen = next((each for each in self.enabled if each not in self.asleep), -1)
+        return self.chosen >= 0
+
+    def asleep_after(self) -> dict[int, Access]:
+        """Return what need not be tried after the chosen step: what that does not touch."""
+        access = self.enabled[self.chosen]
+        return {
+            number: other for number, other in self.asleep.items() if not _conflict(access, other)
+        }
+
+
+def explore(case: Case) -> int:
+    """Run a case under every schedule that can make a difference; return how many there were."""
+    schedules = 0
+    nodes: list[_Node] = []
+    while True:
+        schedules += _run_once(case, nodes)
+        while nodes and not nodes[-1].choose():
+            nodes.pop()
+        if not nodes:
+            return schedules
+
+
+def _run_once(case: Case, nodes: list[_Node]) -> bool:
+    """Follow the chosen steps, then go on to the end; False if that had been seen before."""
+    stepper, check = case()
+    depth = 0
+    is_new = True
+    while enabled := stepper.enabled():
+        if depth == len(nodes) and is_new:
+            asleep = nodes[-1].asleep_after() if nodes else {}
+            nodes.append(_Node({each: stepper.next_access[each] for each in enabled}, asleep))
+            is_new = nodes[-1].choose()
+            if not is_new:
+                nodes.pop()
+        stepper.step(nodes[depth].chosen if depth < len(nodes) else enabled[0])
+        depth += 1
+    assert all(stepper.done), "the threads wait for each other"
+    if stepper.errors:
+        raise stepper.errors[0]
+    check()
+    return is_new
+
+
+def _conflict(one: Access, other: Access) -> bool:
+    return any(
+        name == other_name and (how != other_how or how == "write")
+        for name, how in one
+        for other_name, other_how in other
+    )
+
+
+@cache
+def _accesses(file: str, attributes: frozenset[str]) -> dict[int, Access]:
+    """Return for each line of a file which of the attributes it touches, and how."""
+    lines: dict[int, set[tuple[str, str]]] = {}
+    for node in ast.walk(ast.parse(Path(file).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Attribute) and node.attr in attributes:
+            how = "write" if isinstance(node.ctx, ast.Store) or node.attr == "_events" else "read"
+            lines.setdefault(node.lineno, set()).add((node.attr, how))
+    return {line: frozenset(touched) for line, touched in lines.items()}

@@ -1,0 +1,169 @@
+"""Whatever the interleaving of a few threads, some order of one after the other explains it.
+
+The quick cases run with the other tests; `RESILIENCE_LONG=1` adds the long ones.
+"""
+
+import os
+from collections.abc import Callable
+
+import pytest
+from interleavings.oracle import (
+    HALF_OPEN_MAX,
+    MAX_FAILURES,
+    RESET_TIMEOUT,
+    Operation,
+    Oracle,
+    does_the_same,
+    is_explained,
+)
+from interleavings.schedules import CooperativeLock, Stepper, explore
+
+from resilience import CircuitBreaker, CircuitBreakerConfig, StateChange, _circuit, _events
+from resilience.testing import ManualClock
+
+SHARED = {
+    str(_circuit.__file__): frozenset({"_period", "failures"}),
+    str(_events.__file__): frozenset({"_events"}),
+}
+
+Script = tuple[str, ...]
+"""Operations of one thread, such as "acquire a", "fail a", "reset" or "state"."""
+
+CLOSED: Script = ()
+SHAKY: Script = ("acquire w", "acquire x", "acquire y", "fail y")
+DUE: Script = ("acquire w", "acquire x", "acquire y", "fail y", "fail x", "advance")
+PROBING: Script = (*DUE, "acquire p")
+ALMOST_CLOSED: Script = (*PROBING, "acquire q", "succeed p")
+HUNG: Script = (*PROBING, "acquire q", "advance")
+
+QUICK: list[tuple[Script, tuple[Script, ...]]] = [
+    (CLOSED, (("acquire a", "fail a"), ("acquire b", "fail b"))),
+    (SHAKY, (("fail w",), ("succeed x",), ("acquire a",))),
+    (SHAKY, (("fail w", "state"), ("acquire a", "succeed a"))),
+    (SHAKY, (("fail w",), ("isolate", "state"))),
+    (PROBING, (("succeed p", "state"), ("acquire a", "succeed a"))),
+    (ALMOST_CLOSED, (("succeed q",), ("acquire a",), ("state",))),
+    (ALMOST_CLOSED, (("fail q",), ("reset", "state"))),
+    (HUNG, (("acquire a",), ("acquire b",), ("succeed p",))),
+]
+
+LONG: list[tuple[Script, tuple[Script, ...]]] = [
+    (SHAKY, (("fail w",), ("reset",), ("state",))),
+    (DUE, (("acquire a",), ("acquire b",), ("state",))),
+    (DUE, (("acquire a", "succeed a"), ("acquire b", "fail b"))),
+    (DUE, (("acquire a", "release a"), ("acquire b", "succeed b"))),
+    (PROBING, (("fail p",), ("succeed w",), ("acquire a",))),
+    (SHAKY, (("fail w",), ("succeed x",), ("reset",))),
+    (ALMOST_CLOSED, (("succeed q",), ("isolate",), ("acquire a",))),
+    (HUNG, (("acquire a", "succeed a"), ("succeed p",), ("acquire b",))),
+]
+
+
+class Case:
+    """A breaker and its oracle, prepared alike, and threads that use the breaker."""
+
+    def __init__(self, prepared: Script, scripts: tuple[Script, ...]) -> None:
+        """Prepare both, and start the threads."""
+        self.clock = ManualClock()
+        self.told: list[tuple[str, str]] = []
+        config = CircuitBreakerConfig(
+            max_failures=MAX_FAILURES,
+            half_open_max=HALF_OPEN_MAX,
+            reset_timeout=RESET_TIMEOUT,
+            clock=self.clock,
+            on_state_change=self._tell,
+        )
+        self.breaker = CircuitBreaker(config)
+        lock = CooperativeLock()
+        for owner in (self.breaker, self.breaker._events):
+            owner._lock = lock  # type: ignore[assignment]
+        self.permits: dict[str, _circuit.Permit] = {}
+        self.oracle = Oracle()
+        self.known: dict[str, int] = {}
+        for action in prepared:
+            self._prepare(action)
+        self.history: list[Operation] = []
+        self.stepper = Stepper([self._body(script) for script in scripts], SHARED)
+        lock.stepper = self.stepper
+
+    def check(self) -> None:
+        """Look for an order that explains what happened."""
+        now = self.clock()
+        final = (str(self.breaker.state), self.told)
+
+        assert is_explained(self.history, self.oracle, self.known, now, final), self.history
+
+    def _prepare(self, action: str) -> None:
+        if action == "advance":
+            self.clock.advance(RESET_TIMEOUT)
+            return
+        name, _, permit = action.partition(" ")
+        operation = Operation(name, permit, self._do(name, permit), 0, 0)
+        assert does_the_same(self.oracle, self.known, operation, self.clock())
+
+    def _body(self, script: Script) -> Callable[[], None]:
+        def body() -> None:
+            for action in script:
+                name, _, permit = action.partition(" ")
+                if name not in {"acquire", "state", "reset", "isolate"} and (
+                    permit not in self.permits
+                ):
+                    continue  # was not admitted
+                self.stepper.pause(frozenset({("history", "begin")}))
+                begin = self.stepper.now
+                result = self._do(name, permit)
+                self.stepper.pause(frozenset({("history", "end")}))
+                self.history.append(Operation(name, permit, result, begin, self.stepper.now))
+
+        return body
+
+    def _do(self, name: str, permit: str) -> object:
+        breaker = self.breaker
+        if name == "acquire":
+            admitted = breaker.try_acquire()
+            if admitted is not None:
+                self.permits[permit] = admitted
+            return admitted is not None
+        if name == "state":
+            return str(breaker.state)
+        if name == "succeed":
+            breaker.succeeded(self.permits[permit])
+        elif name == "fail":
+            breaker.failed(self.permits[permit], ConnectionError())
+        elif name == "release":
+            breaker.released(self.permits[permit])
+        elif name == "reset":
+            breaker.reset()
+        else:
+            breaker.isolate()
+        return None
+
+    def _tell(self, change: StateChange) -> None:
+        self.told.append((str(change.old), str(change.new)))
+
+
+def _schedules(prepared: Script, scripts: tuple[Script, ...]) -> int:
+    def start() -> tuple[Stepper, Callable[[], None]]:
+        case = Case(prepared, scripts)
+        return case.stepper, case.check
+
+    return explore(start)
+
+
+@pytest.mark.parametrize(("prepared", "scripts"), QUICK)
+def test_every_interleaving_is_explained(prepared: Script, scripts: tuple[Script, ...]) -> None:
+    """Each history of a quick case has the results of some sequential order."""
+    schedules = _schedules(prepared, scripts)
+
+    assert schedules > 1
+
+
+@pytest.mark.skipif("RESILIENCE_LONG" not in os.environ, reason="takes minutes")
+@pytest.mark.parametrize(("prepared", "scripts"), LONG)
+def test_every_long_interleaving_is_explained(
+    prepared: Script, scripts: tuple[Script, ...]
+) -> None:
+    """Each history of a long case has the results of some sequential order."""
+    schedules = _schedules(prepared, scripts)
+
+    assert schedules > 1

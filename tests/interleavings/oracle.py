@@ -131,6 +131,7 @@ def is_explained(
 def does_the_same(
     oracle: Oracle, permits: dict[str, int], operation: Operation, now: float
 ) -> bool:
+    """Do an operation with the oracle, and tell whether it had the same result."""
     if operation.name == "acquire":
         period = oracle.acquire(now)
         if period is not None:

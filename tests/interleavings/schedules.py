@@ -16,7 +16,10 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import FrameType
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:
+    from _typeshed import TraceFunction
 
 TIMEOUT = 30.0
 
@@ -93,7 +96,7 @@ class Stepper:
             self.done[number] = True
             self._back.release()
 
-    def _trace(self, frame: FrameType, event: str, _arg: object) -> object:
+    def _trace(self, frame: FrameType, event: str, _arg: object) -> "TraceFunction | None":
         points = self._points.get(frame.f_code.co_filename)
         if points is None:
             return None

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 
 import pytest
+
 from interleavings.oracle import (
     HALF_OPEN_MAX,
     MAX_FAILURES,
@@ -17,7 +18,6 @@ from interleavings.oracle import (
     is_explained,
 )
 from interleavings.schedules import CooperativeLock, Stepper, explore
-
 from resilience import CircuitBreaker, CircuitBreakerConfig, StateChange, _circuit, _events
 from resilience.testing import ManualClock
 

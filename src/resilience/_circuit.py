@@ -123,7 +123,7 @@ class Circuit:
         # Without the lock: one read of the reference admits the call to that closed period. If
         # the circuit moves on in the meantime, the call belongs to a period that is over.
         period = self._period
-        return period if isinstance(period, Closed) else self._admit(period, self._config.clock())
+        return period if type(period) is Closed else self._admit(period, self._config.clock())
 
     def try_observe(self) -> Permit | None:
         """Ask for admission of one call that shall be no evidence.

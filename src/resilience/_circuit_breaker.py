@@ -58,7 +58,7 @@ class CircuitBreaker(Circuit):
             TypeError: The function returned a coroutine.
         """
         period = self._period  # without the lock, as in try_acquire, and one call cheaper
-        permit = period if isinstance(period, Closed) else self._acquire()
+        permit = period if type(period) is Closed else self._acquire()
         try:
             # The commonest call has no arguments, and unpacking none costs as much as calling.
             result = fn(*args, **kwargs) if args or kwargs else fn()

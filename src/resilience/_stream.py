@@ -106,15 +106,20 @@ class Reading(Generic[T, R]):
 
     def __init__(self, run: Run[T], request: StreamRequest[T, R]) -> None:
         """Prepare to serve a request on a way through providers."""
+        lock, nothing = Lock(), _Source[R](())
         self._run = run
         self._request = request
-        self._lock = Lock()
+        self._lock = lock
         # Written under the lock. `closed` is read without it, before and after each item: a
         # reader that is told too late for one item is told in time for the next.
         self._call: Call[T] | None = None
-        self._source: _Source[R] = _Source(())
+        self._source = nothing
         self.committed = False
         self.closed = False
+
+    def __del__(self) -> None:
+        """End a stream that was dropped before anyone read it; a reader ends its own."""
+        self._end()
 
     @property
     def provider(self) -> str | None:
@@ -309,8 +314,4 @@ class Stream(chain[R]):
         traceback: TracebackType | None,
     ) -> None:
         """Close the stream."""
-        self.close()
-
-    def __del__(self) -> None:
-        """Close a stream that was dropped."""
         self.close()

@@ -3,8 +3,9 @@
     CircuitBreakerConfig(failure_on=is_provider_fault, retry_after=retry_after)
 
 The shape is a status, `exc.status_code` or `exc.response.status_code`, and headers,
-`exc.response.headers`, as in most client libraries; or `exc.code` and `exc.headers`, as in
-`urllib.error.HTTPError`. Nothing here raises, whatever the attributes turn out to be.
+`exc.response.headers` or `exc.headers`, as in most client libraries. Beside `exc.headers` the
+status may also be `exc.status` or `exc.code`, as in `urllib.error.HTTPError`. Nothing here
+raises, whatever the attributes turn out to be.
 """
 
 import time
@@ -16,7 +17,7 @@ _CLIENT_ERRORS = range(400, 500)
 _PROVIDERS_OWN = frozenset({408, 409, 425, 429})
 """Client errors that say nothing against the request: timeout, conflict, too early, too many."""
 
-_LONGEST = 1e9  # seconds: longer waits are nonsense
+_LONGEST = 1e9  # seconds: a longer wait is nonsense, such as a time stamp sent by mistake
 
 
 def is_provider_fault(exc: BaseException) -> bool:
@@ -50,24 +51,30 @@ def retry_after(exc: BaseException) -> float | None:
         sensibly.
     """
     headers = _headers(exc)
-    milliseconds = _number(_header(headers, "retry-after-ms"))
-    if milliseconds is not None:
-        return milliseconds / 1000
+    seconds = _seconds(_header(headers, "retry-after-ms"), units_per_second=1000)
+    if seconds is not None:
+        return seconds
     value = _header(headers, "retry-after")
-    seconds = _number(value)
+    seconds = _seconds(value)
     return _seconds_until(value) if seconds is None else seconds
 
 
 def _status(exc: BaseException) -> int | None:
-    response = _attribute(exc, "response")
-    candidates = (
-        _attribute(exc, "status_code"),
-        _attribute(response, "status_code"),
-        _attribute(exc, "code") if _attribute(exc, "headers") is not None else None,
-    )
-    return next(
-        (each for each in candidates if isinstance(each, int) and not isinstance(each, bool)), None
-    )
+    owners = [(exc, "status_code"), (_attribute(exc, "response"), "status_code")]
+    if _attribute(exc, "headers") is not None:  # else a code may be an exit code or anything
+        owners += [(exc, "status"), (exc, "code")]
+    numbers = (_integer(_attribute(owner, name)) for owner, name in owners)
+    return next((number for number in numbers if number is not None), None)
+
+
+def _integer(value: object) -> int | None:
+    """Return a plain integer, whose comparisons are Python's own."""
+    try:
+        if isinstance(value, int) and not isinstance(value, bool):
+            return int.__int__(value)
+    except Exception:
+        return None
+    return None
 
 
 def _headers(exc: BaseException) -> object:
@@ -83,25 +90,25 @@ def _attribute(owner: object, name: str) -> object:
 
 
 def _header(headers: object, name: str) -> str | None:
-    """Return a header, from any mapping and in any spelling."""
+    """Return a header, the first of several, from any mapping and in any spelling."""
     try:
         items = getattr(headers, "items", tuple[tuple[object, object]])
         found = [_text(value) for key, value in items() if _text(key).lower() == name]
+        return str.strip(found[0]) if found else None
     except Exception:
         return None
-    return found[0].strip() if found else None
 
 
 def _text(value: object) -> str:
     return value.decode("latin-1") if isinstance(value, bytes) else str(value)
 
 
-def _number(value: str | None) -> float | None:
+def _seconds(value: str | None, *, units_per_second: int = 1) -> float | None:
     try:
-        number = float(value or "nan")
+        seconds = float(value or "nan") / units_per_second
     except ValueError:
         return None
-    return number if 0 <= number <= _LONGEST else None
+    return seconds if 0 <= seconds <= _LONGEST else None
 
 
 def _seconds_until(value: str | None) -> float | None:

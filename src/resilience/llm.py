@@ -188,7 +188,8 @@ class Provider(Protocol):
         """Answer a request piece by piece.
 
         The work may begin with this call or with the first `next()`. If what is returned has a
-        method `close()`, it is called once when the answer is no longer wanted.
+        method `close()`, it is called once when the answer has ended or is no longer wanted, by any
+        thread, but not while a `next()` is under way.
 
         Args:
             request: The conversation to continue.

@@ -135,12 +135,20 @@ class SessionHandle(Protocol):
 
     @abstractmethod
     def close(self) -> None:
-        """End the session and let go of what it holds. Closing it again does nothing."""
+        """End the session and let go of what it holds.
+
+        Any thread may call it, also while others wait for transcripts, which end then. Closing it
+        again does nothing.
+        """
         ...
 
 
 class Provider(Protocol):
-    """A speech recogniser. One provider may be called by several threads at a time."""
+    """A speech recogniser.
+
+    A method that cannot do its work raises. One provider may be called by several threads at a
+    time.
+    """
 
     @abstractmethod
     def start_stream(self, config: StreamConfig) -> SessionHandle:

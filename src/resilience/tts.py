@@ -36,7 +36,8 @@ class Provider(Protocol):
         """Speak a text as it comes.
 
         The work may begin with this call or with the first `next()`. If what is returned has a
-        method `close()`, it is called once when the audio is no longer wanted.
+        method `close()`, it is called once when the audio has ended or is no longer wanted, by any
+        thread, but not while a `next()` is under way.
 
         Args:
             text: Fragments of the text, which can be read once; reading may wait for the next one,
@@ -45,7 +46,8 @@ class Provider(Protocol):
 
         Returns:
             The audio in order: 16-bit little-endian PCM of one channel, unless the provider says
-            otherwise. Iterating over it raises if the speech breaks off.
+            otherwise; at least one piece if the text has something to say. Iterating over it raises
+            if the speech breaks off.
 
         Raises:
             Exception: There is no audio.

@@ -1,0 +1,250 @@
+"""Interrupted at any place, a breaker works on, and no slot is lost for longer than it may be.
+
+Each scenario is run again and again, and interrupted at the next place of its run each time. `RESILIENCE_LONG=1` adds a million interruptions at random places.
+"""
+
+import ctypes
+import dis
+import itertools
+import os
+import sys
+import threading
+from collections.abc import Callable
+from itertools import pairwise
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import pytest
+
+from resilience import (
+    AllFailedError,
+    CircuitBreakerConfig,
+    CircuitOpenError,
+    FallbackConfig,
+    LLMFallback,
+    State,
+    StateChange,
+    STTFallback,
+    TTSFallback,
+    llm,
+    stt,
+    tts,
+)
+from resilience.testing import FakeLLM, FakeSession, FakeSTT, FakeTTS, ManualClock
+
+if TYPE_CHECKING:
+    from _typeshed import TraceFunction
+
+LONG = 1_000_000 if "RESILIENCE_LONG" in os.environ else 0
+RESET_TIMEOUT = 10.0
+REQUEST = llm.CompletionRequest(messages=(llm.Message(role="user", content="Hello?"),))
+
+
+PLACES = {
+    number
+    for name, number in dis.opmap.items()
+    if name.startswith(("CALL", "JUMP_BACKWARD")) or name == "RESUME"
+}
+
+
+class Interruption(BaseException):
+    """What is thrown into a thread."""
+
+
+def interrupt(thread: int) -> None:
+    """Throw into a thread, which notices at its next opportunity; 0 threads were found if not."""
+    throw = ctypes.pythonapi.PyThreadState_SetAsyncExc
+    throw(ctypes.c_ulong(thread), ctypes.py_object(Interruption))
+
+
+class Application:
+    """Providers behind adapters with one clock, whose breakers tell each change."""
+
+    def __init__(self) -> None:
+        """Wrap one healthy provider of each kind."""
+        self.clock = ManualClock()
+        self.changes: list[StateChange] = []
+        config = FallbackConfig(
+            circuit_breaker=CircuitBreakerConfig(
+                max_failures=1,
+                half_open_max=1,
+                reset_timeout=RESET_TIMEOUT,
+                clock=self.clock,
+                on_state_change=self.changes.append,
+            )
+        )
+        self.llm = LLMFallback(FakeLLM("one two three"), "llm", config)
+        self.stt = STTFallback(FakeSTT(FakeSession("one", "two")), "stt", config)
+        self.tts = TTSFallback(FakeTTS(), "tts", config)
+        self.broken = LLMFallback(FakeLLM(ConnectionError()), "broken", config)
+
+    def complete(self) -> None:
+        """Make a plain call."""
+        self.llm.complete(REQUEST)
+
+    def stream(self) -> None:
+        """Read a stream to its end."""
+        assert len(list(self.llm.stream_completion(REQUEST))) == 4
+
+    def drop_stream(self) -> None:
+        """Read a stream, and drop it in the middle."""
+        stream = self.llm.stream_completion(REQUEST)
+        next(stream)
+
+    def listen(self) -> None:
+        """Hold a session."""
+        session = self.stt.start_stream(stt.StreamConfig())
+        session.send_audio(b"audio")
+        assert len(list(session.finals())) == 2
+        session.close()
+
+    def speak(self) -> None:
+        """Have a text spoken."""
+        audio = self.tts.synthesize_stream(iter(["one ", "two"]), tts.VoiceProfile(id="any"))
+        assert b"".join(audio) == b"one two"
+
+    def fail(self) -> None:
+        """Make a call that fails."""
+        with pytest.raises(AllFailedError):
+            self.broken.complete(REQUEST)
+
+    def break_all(self) -> None:
+        """Bring all breakers to where the next call is a probe."""
+        for adapter in (self.llm, self.stt, self.tts, self.broken):
+            for breaker in adapter.breakers.values():
+                breaker.reset()
+                with pytest.raises(ConnectionError), breaker.guard():
+                    raise ConnectionError
+        self.clock.advance(RESET_TIMEOUT)
+
+    def check(self) -> None:
+        """Expect that the next probes are admitted, succeed, and close the breakers."""
+        self.clock.advance(RESET_TIMEOUT)
+        for scenario in (self.complete, self.listen, self.speak):
+            for _ in range(3):  # a probe that was interrupted may have failed or not
+                try:
+                    scenario()
+                    break
+                except (AllFailedError, CircuitOpenError):
+                    self.clock.advance(RESET_TIMEOUT)
+        for adapter in (self.llm, self.stt, self.tts):
+            for breaker in adapter.breakers.values():
+                assert breaker.state is State.CLOSED
+
+    def check_changes(self) -> None:
+        """Expect that each change begins where the one before has ended."""
+        for name in ("llm", "stt", "tts"):
+            changes = [change for change in self.changes if change.name == name]
+            assert all(one.new is other.old for one, other in pairwise(changes))
+        self.changes.clear()
+
+
+class InterruptAt:
+    """A trace function that interrupts its own thread at one place of the library's code.
+
+    The interpreter notices an interruption only after calls, at the beginning of functions and in
+    loops; only these are places.
+    """
+
+    def __init__(self, place: int) -> None:
+        """Wait for so many places."""
+        self.left = place
+        self._last: dict[FrameType, int] = {}
+
+    def __call__(self, frame: FrameType, event: str, _arg: object) -> "TraceFunction | None":
+        """Count one more place."""
+        if "resilience" not in frame.f_code.co_filename or "tests" in frame.f_code.co_filename:
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            last = self._last.get(frame, -1)
+            self._last[frame] = frame.f_lasti
+            if last >= 0 and frame.f_code.co_code[last] in PLACES:
+                self.left -= 1
+                if self.left == 0:
+                    interrupt(threading.get_ident())
+        elif event == "return":
+            self._last.pop(frame, None)
+        return self
+
+
+def _interrupt_everywhere(application: Application, scenario: Callable[[], None]) -> int:
+    for place in itertools.count(1):
+        application.break_all()
+        tracer = InterruptAt(place)
+        before = sys.gettrace()
+        # CPython 3.12 tells of instructions only if some frame asked for them beforehand.
+        sys._getframe().f_trace_opcodes = True  # noqa: SLF001
+        try:
+            sys.settrace(tracer)
+            scenario()
+            sys.settrace(before)
+        except Interruption:
+            pass
+        finally:
+            sys.settrace(before)
+        application.check()
+        if tracer.left > 0:
+            return place
+    raise AssertionError
+
+
+SCENARIOS = ["complete", "stream", "drop_stream", "listen", "speak", "fail"]
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interruption_at_every_place(name: str) -> None:
+    """After an interruption at any instruction, the next probes are admitted and recovery works."""
+    application = Application()
+
+    places = _interrupt_everywhere(application, getattr(application, name))
+
+    assert places > 20
+
+
+@pytest.mark.skipif(not LONG, reason="takes minutes")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_interruptions_at_random_places() -> None:
+    """After each of many interruptions by another thread, recovery works."""
+    application = Application()
+    go, done = threading.Semaphore(0), threading.Semaphore(0)
+    errors: list[BaseException] = []
+    interrupted = 0
+    interval = sys.getswitchinterval()
+
+    def work() -> None:
+        nonlocal interrupted
+        scenarios = itertools.cycle([getattr(application, name) for name in SCENARIOS])
+        while interrupted < LONG:
+            try:
+                application.break_all()
+                go.release()
+                while True:
+                    next(scenarios)()
+            except Interruption:
+                interrupted += 1
+            except AllFailedError:
+                continue
+            try:
+                application.check()
+            except BaseException as error:  # noqa: BLE001
+                errors.append(error)
+                break
+            finally:
+                done.release()
+
+    worker = threading.Thread(target=work)
+    sys.setswitchinterval(1e-6)
+    try:
+        worker.start()
+        while worker.is_alive() and worker.ident is not None:
+            if go.acquire(timeout=0.1):
+                interrupt(worker.ident)
+                done.acquire(timeout=10)
+    finally:
+        sys.setswitchinterval(interval)
+    worker.join()
+
+    assert errors == []
+    assert interrupted == LONG

@@ -22,11 +22,11 @@ class Closed:
     """A closed period: every call is admitted, consecutive failures are counted."""
 
     __slots__ = ("failures",)
-    state: ClassVar = State.CLOSED
+    state: ClassVar[State] = State.CLOSED
 
     def __init__(self) -> None:
         """Start with no failures."""
-        self.failures = 0
+        self.failures: int = 0
 
 
 @final
@@ -34,7 +34,7 @@ class Open:
     """An open period: no call is admitted until its time is over."""
 
     __slots__ = ("until",)
-    state: ClassVar = State.OPEN
+    state: ClassVar[State] = State.OPEN
 
     def __init__(self, until: float) -> None:
         """Start a period that ends at a time of the clock, which never changes."""
@@ -46,14 +46,14 @@ class HalfOpen:
     """A half-open period: some calls are admitted as probes, and must all succeed."""
 
     __slots__ = ("last_admission", "successes", "taken")
-    state: ClassVar = State.HALF_OPEN
-    failures: ClassVar = 1  # the one that opened the breaker: a success has that to refute
+    state: ClassVar[State] = State.HALF_OPEN
+    failures: ClassVar[int] = 1  # the one that opened the breaker: a success has that to refute
 
     def __init__(self) -> None:
         """Start with all slots free."""
-        self.taken = 0  # by probes under way and by probes that succeeded
-        self.successes = 0
-        self.last_admission = -math.inf
+        self.taken: int = 0  # by probes under way and by probes that succeeded
+        self.successes: int = 0
+        self.last_admission: float = -math.inf
 
 
 _DEFAULTS = CircuitBreakerConfig()

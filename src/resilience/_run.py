@@ -43,17 +43,17 @@ class Entry(Generic[T]):
         attempt_timeout: float | timedelta | None,
     ) -> None:
         """Make an entry with a closed breaker; the timeout overrides that of the group."""
-        self.name = name
-        self.provider = provider
-        self.config = config
-        self.clock = config.circuit_breaker.clock
-        self.breaker = CircuitBreaker(replace(config.circuit_breaker, name=name))
+        self.name: str = name
+        self.provider: T = provider
+        self.config: FallbackConfig = config
+        self.clock: Callable[[], float] = config.circuit_breaker.clock
+        self.breaker: CircuitBreaker = CircuitBreaker(replace(config.circuit_breaker, name=name))
         timeout = config.attempt_timeout if attempt_timeout is None else attempt_timeout
         limit = _settings.seconds("attempt_timeout", timeout, 0.0)
-        self.workers = Workers(name, limit) if limit else None
+        self.workers: Workers | None = Workers(name, limit) if limit else None
         self._listener = config.on_attempt
         # Whether a success is nobody's business but the breaker's.
-        self.is_plain = self.workers is None and self._listener is None
+        self.is_plain: bool = self.workers is None and self._listener is None
 
     def skipped(self) -> None:
         """Tell that the breaker did not admit an attempt."""
@@ -106,7 +106,7 @@ class Call(Generic[T]):
 
     def __init__(self, entry: Entry[T], permit: Permit) -> None:
         """Start a call that the entry's breaker has admitted."""
-        self.entry = entry
+        self.entry: Entry[T] = entry
         self._permit = permit
         self._started = entry.clock()
         self._used = 0.0

@@ -61,7 +61,7 @@ class AllFailedError(ResilienceError):
         """Make an error from the failures of all providers, which are copied in."""
         super().__init__(dict(failures))
         self.failures: Mapping[str, Exception] = MappingProxyType(dict(failures))
-        self.retry_after = min(
+        self.retry_after: float | None = min(
             (
                 error.retry_after
                 for error in self.failures.values()

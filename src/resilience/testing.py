@@ -95,7 +95,7 @@ class FakeStream(Iterator[R]):
     def __init__(self, items: Iterator[R]) -> None:
         """Make a stream of what an iterator yields."""
         self._items = items
-        self.closed = 0
+        self.closed: int = 0
 
     @override
     def __next__(self) -> R:
@@ -345,7 +345,7 @@ class FakeSession(stt.SessionHandle):
         self._partials = partials
         self.audio: list[bytes] = []
         self.keywords: tuple[stt.Keyword, ...] = ()
-        self.closed = 0
+        self.closed: int = 0
 
     @override
     def send_audio(self, audio: bytes) -> None:

@@ -1,8 +1,10 @@
 """Interrupted at any place, a breaker works on, and no slot is lost for longer than it may be.
 
-Each scenario is run again and again, and interrupted at the next place of its run each time. `RESILIENCE_LONG=1` adds a million interruptions at random places.
+Each scenario is run again and again, and interrupted at the next place of its run each time.
+`RESILIENCE_LONG=1` adds a million interruptions at random places.
 """
 
+import contextlib
 import ctypes
 import dis
 import itertools
@@ -10,7 +12,6 @@ import os
 import sys
 import threading
 from collections.abc import Callable
-from itertools import pairwise
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -131,13 +132,6 @@ class Application:
             for breaker in adapter.breakers.values():
                 assert breaker.state is State.CLOSED
 
-    def check_changes(self) -> None:
-        """Expect that each change begins where the one before has ended."""
-        for name in ("llm", "stt", "tts"):
-            changes = [change for change in self.changes if change.name == name]
-            assert all(one.new is other.old for one, other in pairwise(changes))
-        self.changes.clear()
-
 
 class InterruptAt:
     """A trace function that interrupts its own thread at one place of the library's code.
@@ -205,34 +199,41 @@ def test_an_interruption_at_every_place(name: str) -> None:
 
 @pytest.mark.skipif(not LONG, reason="takes minutes")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_interruptions_at_random_places() -> None:
+def test_interruptions_at_random_places(monkeypatch: pytest.MonkeyPatch) -> None:
     """After each of many interruptions by another thread, recovery works."""
     application = Application()
     go, done = threading.Semaphore(0), threading.Semaphore(0)
     errors: list[BaseException] = []
+    # What hits the end of a dropped stream, where nobody can be told, goes no further.
+    swallowed: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", swallowed.append)
     interrupted = 0
     interval = sys.getswitchinterval()
 
+    scenarios = itertools.cycle([getattr(application, name) for name in SCENARIOS])
+
+    def run_scenarios() -> None:
+        while not swallowed:
+            with contextlib.suppress(AllFailedError):
+                next(scenarios)()
+
     def work() -> None:
         nonlocal interrupted
-        scenarios = itertools.cycle([getattr(application, name) for name in SCENARIOS])
-        while interrupted < LONG:
+        while interrupted < LONG and not errors:
             try:
                 application.break_all()
                 go.release()
-                while True:
-                    next(scenarios)()
+                run_scenarios()
             except Interruption:
-                interrupted += 1
-            except AllFailedError:
-                continue
+                pass
+            swallowed.clear()
+            interrupted += 1
             try:
                 application.check()
             except BaseException as error:  # noqa: BLE001
                 errors.append(error)
-                break
-            finally:
-                done.release()
+            application.changes.clear()
+            done.release()
 
     worker = threading.Thread(target=work)
     sys.setswitchinterval(1e-6)
@@ -241,7 +242,7 @@ def test_interruptions_at_random_places() -> None:
         while worker.is_alive() and worker.ident is not None:
             if go.acquire(timeout=0.1):
                 interrupt(worker.ident)
-                done.acquire(timeout=10)
+                assert done.acquire(timeout=60)
     finally:
         sys.setswitchinterval(interval)
     worker.join()

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from resilience import AttemptTimeoutError, Attempt, FallbackConfig, FallbackGroup
+from resilience import Attempt, AttemptTimeoutError, FallbackConfig, FallbackGroup
 
 anthropic = pytest.importorskip("anthropic")
 openai = pytest.importorskip("openai")

@@ -105,8 +105,8 @@ class CircuitBreaker(Circuit):
             TypeError: The function is asynchronous, or cannot be called.
         """
         _settings.function("fn", fn)
-        if inspect.isgeneratorfunction(fn):
-            return cast("Callable[P, R]", self._guard_generator(fn))
+        if _settings.is_kind(inspect.isgeneratorfunction, fn):
+            return cast("Callable[P, R]", self._guard_generator(cast("Callable[P, Any]", fn)))
 
         @wraps(fn)
         def guarded(*args: P.args, **kwargs: P.kwargs) -> R:

@@ -73,12 +73,14 @@ def function(setting: str, value: object) -> None:
     if not callable(value):
         msg = f"{setting} must be callable, not {value!r}"
         raise TypeError(msg)
-    if any(
-        inspect.iscoroutinefunction(each) or inspect.isasyncgenfunction(each)
-        for each in (value, type(value).__call__)
-    ):
+    if is_kind(inspect.iscoroutinefunction, value) or is_kind(inspect.isasyncgenfunction, value):
         msg = f"{setting} must be synchronous, not the coroutine function {value!r}"
         raise TypeError(msg)
+
+
+def is_kind(check: Callable[[object], bool], fn: object) -> bool:
+    """Tell whether a function, static method or callable object is of a kind of functions."""
+    return any(check(each) for each in (fn, getattr(fn, "__func__", fn), type(fn).__call__))
 
 
 def exception_filter(setting: str, value: object) -> None:

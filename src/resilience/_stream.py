@@ -113,7 +113,7 @@ class Reading(Generic[T, R]):
         # Written under the lock. `closed` is read without it, before and after each item: a
         # reader that is told too late for one item is told in time for the next.
         self._call: Call[T] | None = None
-        self._source = nothing
+        self._source: _Source[R] = nothing
         self.committed = False
         self.closed = False
 

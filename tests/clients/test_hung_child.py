@@ -30,7 +30,7 @@ class Flite(tts.Provider):
     def synthesize_stream(self, text: Iterable[str], voice: tts.VoiceProfile) -> Iterator[bytes]:
         """Speak the whole text at once, and return the audio as it comes."""
         command = ["flite", "-voice", voice.id, "-t", "".join(text), "-o", "/dev/stdout"]
-        with subprocess.Popen(command, stdout=subprocess.PIPE) as child:
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as child:  # noqa: S603
             self.children.append(child)
             if self._stop:
                 os.kill(child.pid, signal.SIGSTOP)

@@ -11,7 +11,7 @@ from resilience._circuit_breaker import CircuitBreaker
 from resilience._fallback import FallbackGroup
 from resilience._fallback_config import FallbackConfig
 from resilience._session import Session
-from resilience._stream import Stream, StreamRequest
+from resilience._stream import Stream, StreamRequest, serve
 from resilience._text import ReplayedText
 from resilience.exceptions import EmptyStreamError
 
@@ -105,7 +105,7 @@ class LLMFallback(_Adapter[llm.Provider], llm.Provider):
         Raises:
             AllFailedError: No provider had a first chunk.
         """
-        return Stream(self._group.run(), _Completion(request))
+        return serve(self._group.run(), _Completion(request))
 
     @override
     def count_tokens(self, messages: Sequence[llm.Message]) -> int:
@@ -247,7 +247,7 @@ class TTSFallback(_Adapter[tts.Provider], tts.Provider):
             AllFailedError: No provider had audio. The first `next()` may raise it too.
         """
         speech = _Speech(text, voice)
-        return Stream(self._group.run(speech.error), speech, lazily=True)
+        return serve(self._group.run(speech.error), speech, lazily=True)
 
     @override
     def list_voices(self) -> Sequence[tts.VoiceProfile]:

@@ -10,7 +10,7 @@ from resilience import _settings
 from resilience._circuit_breaker import CircuitBreaker
 from resilience._fallback_config import FallbackConfig
 from resilience._run import Call, Entry, Run, no_error
-from resilience._stream import PlainRequest, Stream
+from resilience._stream import PlainRequest, Stream, serve
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -166,7 +166,7 @@ class FallbackGroup(Generic[T]):
         if commit not in {"call", "first-next"}:
             msg = f"commit must be 'call' or 'first-next', not {commit!r}"
             raise ValueError(msg)
-        return Stream(self.run(), PlainRequest(open_stream), lazily=commit == "first-next")
+        return serve(self.run(), PlainRequest(open_stream), lazily=commit == "first-next")
 
     def run(self, input_error: Callable[[], Exception | None] = no_error) -> Run[T]:
         """Stand before the first provider, with a call that will outlive a function."""

@@ -118,7 +118,7 @@ class Reading(Generic[T, R]):
         self.closed = False
 
     def __del__(self) -> None:
-        """End a stream that was dropped before anyone read it; a reader ends its own."""
+        """End a stream whose making was interrupted; any other has been ended by then."""
         self._end()
 
     @property
@@ -284,14 +284,12 @@ class Stream(chain[R]):
     _reading: Reading[Any, R]
     _items: Generator[R, None, None]
 
-    def __new__(cls, run: Run[T], request: StreamRequest[T, R], *, lazily: bool = False) -> Self:
-        """Open a stream; lazily, call the provider's function but await no item."""
-        reading = Reading(run, request)
-        reading.start(lazily=lazily)
+    def __new__(cls, reading: Reading[Any, R]) -> Self:
+        """Make the iterator over a stream that has been started."""
         items = reading.items()
         self = super().__new__(cls, items)
-        self._reading = reading
         self._items = items
+        self._reading = reading
         return self
 
     @property
@@ -315,3 +313,17 @@ class Stream(chain[R]):
     ) -> None:
         """Close the stream."""
         self.close()
+
+    def __del__(self) -> None:
+        """Close a stream that was dropped, even if an error's traceback still holds its parts."""
+        if hasattr(self, "_reading"):  # else its making was interrupted
+            self.close()
+
+
+def serve(run: Run[T], request: StreamRequest[T, R], *, lazily: bool = False) -> Stream[R]:
+    """Open a stream; lazily, call the provider's function but await no item."""
+    # Not in the constructor: whoever keeps the error of an attempt keeps the frames below which
+    # it was raised, and with the constructor's frame would keep the stream.
+    reading = Reading(run, request)
+    reading.start(lazily=lazily)
+    return Stream(reading)

@@ -55,6 +55,22 @@ def swallowing(work: Work) -> Work:
     return swallow
 
 
+class Through:
+    """What any wrapper costs that passes a function and its arguments on, and does nothing else."""
+
+    def execute(self, fn: Callable[..., object], /, *args: object, **kwargs: object) -> object:
+        """Call the function."""
+        return fn(*args, **kwargs)
+
+    def complete(self, request: llm.CompletionRequest) -> object:
+        """Call a provider's method by way of a function of the provider, as adapters do."""
+        return self.execute_with(lambda provider: provider.complete(request))
+
+    def execute_with(self, fn: Callable[["Model"], object]) -> object:
+        """Call the function with a provider."""
+        return fn(MODEL)
+
+
 class Model(llm.Provider):
     """The cheapest provider there can be."""
 
@@ -81,6 +97,9 @@ class Model(llm.Provider):
     def capabilities(self) -> llm.ModelCapabilities:
         """Describe nothing."""
         return llm.ModelCapabilities(context_window=1)
+
+
+MODEL = Model()
 
 
 def breakers() -> dict[str, Callable[[Work, str], Work]]:
@@ -153,9 +172,11 @@ def _protect_by_fluxgate(fn: Work, state: str) -> Work:
 def breaker_cases() -> dict[str, Case]:
     """Return the cases in which one function is protected."""
     makers = breakers()
+    through = Through()
     return {
         "closed and healthy": {
             "bare": lambda: nothing(),  # noqa: PLW0108 - as deep as the others
+            "passed through": lambda: through.execute(nothing),
             **{name: maker(nothing, "closed") for name, maker in makers.items()},
         },
         "failing": {
@@ -171,7 +192,7 @@ def breaker_cases() -> dict[str, Case]:
 
 def group_cases() -> dict[str, Case]:
     """Return the cases of a group of two language models."""
-    model = Model()
+    model, through = MODEL, Through()
     cases: dict[str, Case] = {}
     for title, primary, is_open in (
         ("group, primary answers", Model(), False),
@@ -183,7 +204,8 @@ def group_cases() -> dict[str, Case]:
         if is_open:
             group.breakers["primary"].isolate()
         cases[title] = {
-            "bare": lambda: model.complete(REQUEST),
+            "bare": lambda: MODEL.complete(REQUEST),
+            "passed through": lambda: through.complete(REQUEST),
             "resilience": lambda group=group: group.complete(REQUEST),  # type: ignore[misc]
         }
         if importlib.util.find_spec("langchain_core") and not is_open:

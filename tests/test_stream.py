@@ -1,0 +1,395 @@
+"""Streams fail over until their first item, and end in one way, whatever happens."""
+
+import gc
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from typing import Literal
+
+import pytest
+
+from resilience import (
+    AllFailedError,
+    Attempt,
+    CircuitBreakerConfig,
+    EmptyStreamError,
+    FallbackConfig,
+    FallbackGroup,
+    LLMFallback,
+    Outcome,
+    State,
+    Stream,
+    llm,
+)
+from resilience.testing import FakeLLM, FakeStream, ManualClock
+
+REQUEST = llm.CompletionRequest(messages=(llm.Message(role="user", content="Hello?"),))
+TIMEOUT = 10.0
+
+Items = Callable[[], Iterable[str]]
+
+
+class Served:
+    """A group of functions that return iterables, and what it reports."""
+
+    def __init__(self, *providers: Items, half_open_max: int = 1, max_failures: int = 2) -> None:
+        """Put the functions behind breakers, named 0, 1 and so on."""
+        self.clock = ManualClock()
+        self.reports: list[Attempt] = []
+        config = FallbackConfig(
+            circuit_breaker=CircuitBreakerConfig(
+                max_failures=max_failures, half_open_max=half_open_max, clock=self.clock
+            ),
+            on_attempt=self.reports.append,
+        )
+        self.group = FallbackGroup(providers[0], "0", config)
+        for number, provider in enumerate(providers[1:], start=1):
+            self.group.add_fallback(str(number), provider)
+
+    def stream(self, commit: Literal["call", "first-next"] = "call") -> Stream[str]:
+        """Open a stream."""
+        return self.group.stream(lambda provider: provider(), commit=commit)
+
+    def state(self, name: str = "0") -> State:
+        """Return the state of a breaker."""
+        return self.group.breakers[name].state
+
+    def outcomes(self) -> list[tuple[str, Outcome]]:
+        """Return who was tried, and how that ended."""
+        return [(report.provider, report.outcome) for report in self.reports]
+
+    def open_then_wait(self) -> None:
+        """Bring the first breaker to where the next call is a probe."""
+        breaker = self.group.breakers["0"]
+        while breaker.state is State.CLOSED:
+            with pytest.raises(ConnectionError), breaker.guard():
+                raise ConnectionError
+        self.clock.advance(30.0)
+
+
+def lazy(*items: str | BaseException) -> Items:
+    """Return a generator function that yields and raises."""
+
+    def generate() -> Iterator[str]:
+        for item in items:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+
+    return generate
+
+
+def eager(error: Exception) -> Items:
+    """Return a function that raises at the call."""
+
+    def refuse() -> Iterable[str]:
+        raise error
+
+    return refuse
+
+
+class Recorded:
+    """A function whose streams are kept, to see how often they were closed."""
+
+    def __init__(self, items: Items) -> None:
+        """Wrap another function."""
+        self._items = items
+        self.streams: list[FakeStream[str]] = []
+
+    def __call__(self) -> FakeStream[str]:
+        """Open one more stream."""
+        self.streams.append(FakeStream(iter(self._items())))
+        return self.streams[-1]
+
+    def closings(self) -> list[int]:
+        """Return how often each stream was closed."""
+        return [stream.closed for stream in self.streams]
+
+
+@pytest.mark.parametrize("commit", ["call", "first-next"])
+@pytest.mark.parametrize("broken", [lazy(ConnectionError()), eager(ConnectionError())])
+def test_a_failure_before_the_first_item_moves_on(
+    broken: Items, commit: Literal["call", "first-next"]
+) -> None:
+    """Whether the call or the first `next()` raises makes no difference."""
+    served = Served(broken, lazy("a", "b"))
+
+    stream = served.stream(commit)
+
+    assert list(stream) == ["a", "b"]
+    assert stream.provider == "1"
+    assert served.outcomes() == [("0", Outcome.FAILED), ("1", Outcome.SUCCEEDED)]
+
+
+def test_a_later_error_goes_to_the_caller_once() -> None:
+    """After the first item nothing is repeated elsewhere, and such streams open the breaker."""
+    served = Served(lazy("a", ConnectionError("cut")), lazy("other"))
+
+    for _ in range(2):
+        stream = served.stream()
+        assert next(stream) == "a"
+        with pytest.raises(ConnectionError, match="cut"):
+            next(stream)
+        assert list(stream) == []
+
+    assert served.state() is State.OPEN
+    assert list(served.stream()) == ["other"]
+
+
+def test_first_next_calls_the_function_at_once() -> None:
+    """With "first-next" the function is called at once, and the first item awaited later."""
+    provider = Recorded(lazy("a"))
+    served = Served(provider)
+
+    stream = served.stream("first-next")
+
+    assert len(provider.streams) == 1
+    assert stream.provider is None
+    assert next(stream) == "a"
+    assert stream.provider == "0"
+
+
+def test_an_unknown_commit_is_refused() -> None:
+    """A commitment that does not exist is named in the error."""
+    served = Served(lazy("a"))
+
+    with pytest.raises(ValueError, match="later"):
+        served.stream("later")  # type: ignore[arg-type]
+
+
+def test_an_empty_stream_succeeds_when_it_ends() -> None:
+    """A group cannot know whether there was something to say."""
+    served = Served(lazy())
+
+    assert list(served.stream()) == []
+    assert served.outcomes() == [("0", Outcome.SUCCEEDED)]
+
+
+def test_a_model_that_says_nothing_has_failed() -> None:
+    """For a language model a stream without a chunk is a failure."""
+    group = LLMFallback(FakeLLM([]), "silent")
+
+    with pytest.raises(AllFailedError) as caught:
+        group.stream_completion(REQUEST)
+
+    assert isinstance(caught.value.failures["silent"], EmptyStreamError)
+
+
+def _exhaust(stream: Stream[str]) -> None:
+    assert list(stream) == ["a", "b", "c"]
+
+
+def _break(stream: Stream[str]) -> None:
+    for _ in stream:
+        stream.close()
+
+
+def _leave(stream: Stream[str]) -> None:
+    with stream:
+        next(stream)
+
+
+def _close_twice(stream: Stream[str]) -> None:
+    next(stream)
+    stream.close()
+    stream.close()
+    assert next(stream, None) is None
+
+
+def _drop(stream: Stream[str]) -> None:
+    next(stream)
+
+
+def _do_nothing(_stream: Stream[str]) -> None:
+    pass
+
+
+WAYS = [_exhaust, _break, _leave, _close_twice, _drop, _do_nothing, Stream.close]
+
+
+@pytest.mark.parametrize("leave", WAYS)
+@pytest.mark.parametrize("commit", ["call", "first-next"])
+def test_each_way_to_leave_closes_once(
+    leave: Callable[[Stream[str]], None], commit: Literal["call", "first-next"]
+) -> None:
+    """Exhausted, closed or dropped, before or after the first item: closed once, settled once."""
+    given_up = Recorded(lazy(ConnectionError()))
+    provider = Recorded(lazy("a", "b", "c"))
+    served = Served(given_up, provider)
+
+    leave(served.stream(commit))
+    gc.collect()
+
+    was_read = leave not in {_do_nothing, Stream.close} or commit == "call"
+    assert given_up.closings() == [1]
+    assert provider.closings() == ([1] if was_read else [])
+    assert served.outcomes()[-1] == (
+        ("1", Outcome.SUCCEEDED) if was_read else ("0", Outcome.CANCELLED)
+    )
+
+
+def test_a_reader_that_stops_has_been_served() -> None:
+    """Closing after the first item is a success: it closes a breaker that probes."""
+    served = Served(lazy("a", "stop", ConnectionError()))
+    served.open_then_wait()
+
+    with served.stream() as stream:
+        next(stream)
+
+    assert served.state() is State.CLOSED
+
+
+def test_giving_up_before_the_first_item_harms_nobody() -> None:
+    """A probe that is given up before its first item gives its slot back."""
+    served = Served(lazy("a"))
+    served.open_then_wait()
+
+    served.stream("first-next").close()
+
+    assert served.state() is State.HALF_OPEN
+    assert list(served.stream()) == ["a"]
+    assert served.state() is State.CLOSED
+
+
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, SystemExit])
+def test_an_interrupted_probe_gives_its_slot_back(interruption: type[BaseException]) -> None:
+    """An interruption while the first item is awaited is neither success nor failure."""
+    results = [lazy(interruption()), lazy("a")]
+
+    def provider() -> Iterable[str]:
+        return results.pop(0)()
+
+    served = Served(provider, lazy("other"))
+    served.open_then_wait()
+
+    with pytest.raises(interruption):
+        served.stream()
+
+    assert served.stream().provider == "0"
+
+
+def test_long_streams_as_probes() -> None:
+    """Several streams can be the probes; the breaker closes when all of them have succeeded."""
+    served = Served(lazy("a", "b"), lazy("other"), half_open_max=2)
+    served.open_then_wait()
+
+    first, second = served.stream(), served.stream()
+
+    assert served.stream().provider == "1"
+    list(first)
+    assert served.state() is State.HALF_OPEN
+    list(second)
+    assert served.state() is State.CLOSED
+
+
+class Owner:
+    """An iterable that is no iterator, with a close of its own."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        """Raise an error when closed, or none."""
+        self._error = error
+        self.closed = 0
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield one item."""
+        yield "a"
+
+    def close(self) -> None:
+        """Count, and perhaps raise."""
+        self.closed += 1
+        if self._error is not None:
+            raise self._error
+
+
+def test_iterables_of_all_sorts() -> None:
+    """A list, an object with `__iter__` and `close`, and an iterator without `close` will do."""
+    owner = Owner()
+
+    for provider in (lambda: ["a"], lambda: owner, lambda: iter(("a",))):
+        assert list(Served(provider).stream()) == ["a"]
+
+    assert owner.closed == 1
+
+
+def test_what_cannot_be_iterated_is_a_failure() -> None:
+    """A provider that returns nothing iterable has failed like any other."""
+    served = Served(lambda: None, lazy("a"))  # type: ignore[arg-type, return-value]
+
+    assert list(served.stream()) == ["a"]
+
+
+def test_an_error_of_close_hides_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """A provider whose `close()` raises is logged, and its stream ends as if it had not."""
+    owner = Owner(RuntimeError("secret"))
+    served = Served(lambda: owner)
+
+    assert list(served.stream()) == ["a"]
+    assert "close()" in caplog.text
+    assert "secret" not in caplog.text
+    assert served.outcomes() == [("0", Outcome.SUCCEEDED)]
+
+
+def test_closing_while_another_thread_reads() -> None:
+    """The reader gets the end of the stream, and closes what the provider returned."""
+    reading, go_on = threading.Event(), threading.Event()
+
+    def wait() -> Iterator[str]:
+        yield "a"
+        reading.set()
+        assert go_on.wait(TIMEOUT)
+        yield "b"
+
+    provider = Recorded(wait)
+    served = Served(provider)
+    stream = served.stream()
+    seen: list[str] = []
+    reader = threading.Thread(target=lambda: seen.extend(stream))
+    reader.start()
+    assert reading.wait(TIMEOUT)
+
+    stream.close()
+
+    assert served.outcomes() == [("0", Outcome.SUCCEEDED)]
+    assert provider.closings() == [0]
+    go_on.set()
+    reader.join(TIMEOUT)
+    assert seen == ["a"]
+    assert provider.closings() == [1]
+
+
+def test_closing_while_another_thread_awaits_the_first_item() -> None:
+    """A stream that is closed before its first item goes to no other provider."""
+    reading, go_on = threading.Event(), threading.Event()
+
+    def fail() -> Iterator[str]:
+        reading.set()
+        assert go_on.wait(TIMEOUT)
+        raise ConnectionError
+        yield
+
+    other = Recorded(lazy("other"))
+    served = Served(fail, other)
+    stream = served.stream("first-next")
+    seen: list[str] = []
+    reader = threading.Thread(target=lambda: seen.extend(stream))
+    reader.start()
+    assert reading.wait(TIMEOUT)
+
+    stream.close()
+    go_on.set()
+    reader.join(TIMEOUT)
+
+    assert seen == []
+    assert other.streams == []
+    assert served.outcomes() == [("0", Outcome.CANCELLED)]
+
+
+def test_a_provider_added_during_traffic_is_tried_by_the_next_call() -> None:
+    """A stream under way does not see it."""
+    served = Served(lazy(ConnectionError()))
+    stream = served.stream("first-next")
+
+    served.group.add_fallback("1", lazy("a"))
+
+    with pytest.raises(AllFailedError):
+        next(stream)
+    assert list(served.stream()) == ["a"]

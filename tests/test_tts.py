@@ -1,0 +1,289 @@
+"""Speech keeps its words: no fragment of a text is lost or spoken twice."""
+
+import gc
+import queue
+import threading
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from typing_extensions import override
+
+from resilience import (
+    AllFailedError,
+    CircuitBreakerConfig,
+    EmptyStreamError,
+    FallbackConfig,
+    State,
+    TTSFallback,
+    tts,
+)
+from resilience.testing import FakeTTS, Take
+
+VOICE = tts.VoiceProfile(id="asked")
+TIMEOUT = 10.0
+
+
+def speakers(*providers: tts.Provider, max_failures: int = 1) -> TTSFallback:
+    """Put providers behind breakers, named 0, 1 and so on."""
+    config = FallbackConfig(circuit_breaker=CircuitBreakerConfig(max_failures=max_failures))
+    group = TTSFallback(providers[0], "0", config)
+    for number, provider in enumerate(providers[1:], start=1):
+        group.add_fallback(str(number), provider)
+    return group
+
+
+def spoken(group: TTSFallback, text: Iterable[str]) -> str:
+    """Return the words of the audio that a `FakeTTS` makes of a text."""
+    return b"".join(group.synthesize_stream(text, VOICE)).decode()
+
+
+@given(
+    text=st.lists(st.text(min_size=1), min_size=1).filter(lambda text: any(map(str.strip, text))),
+    taken=st.lists(st.integers(min_value=0, max_value=12), max_size=4),
+    lazy=st.booleans(),
+)
+def test_nothing_is_lost_or_spoken_twice(text: list[str], taken: list[int], *, lazy: bool) -> None:
+    """However much the failed attempts have taken, the one that succeeds speaks the whole text."""
+    failing = [FakeTTS([Take(count), ConnectionError()], lazy=lazy) for count in taken]
+
+    heard = spoken(speakers(*failing, FakeTTS(lazy=lazy)), iter(text))
+
+    assert heard == "".join(text)
+
+
+@pytest.mark.parametrize("text", [["One ", "two."], ("One ", "two."), "One two."])
+def test_texts_of_all_sorts(text: Iterable[str]) -> None:
+    """A text may be any iterable of fragments; a string is one fragment."""
+    provider = FakeTTS()
+
+    assert spoken(speakers(FakeTTS([Take(1), ConnectionError()]), provider), text) == "One two."
+    assert len(provider.texts[0]) == len([text] if isinstance(text, str) else list(text))
+
+
+def test_text_fed_by_the_same_thread_after_the_call() -> None:
+    """The text may be fed between the call and the first `next()`."""
+    fragments: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+    group = speakers(FakeTTS([Take(2), ConnectionError()]), FakeTTS())
+
+    stream = group.synthesize_stream(iter(fragments.get, None), VOICE)
+    for fragment in ("One ", "two.", None):
+        fragments.put(fragment)
+
+    assert b"".join(stream) == b"One two."
+
+
+class StaleReader(tts.Provider):
+    """Reads the text in a thread of its own, and fails while that sits in the middle of it."""
+
+    def __init__(self) -> None:
+        """Have read nothing."""
+        self.taken: list[str] = []
+        self.thread = threading.Thread()
+
+    @override
+    def synthesize_stream(self, text: Iterable[str], voice: tts.VoiceProfile) -> Iterator[bytes]:
+        self.thread = threading.Thread(target=lambda: self.taken.extend(text))
+        self.thread.start()
+        raise ConnectionError
+
+    @override
+    def list_voices(self) -> Sequence[tts.VoiceProfile]:
+        raise NotImplementedError
+
+    @override
+    def clone_voice(self, samples: Sequence[bytes]) -> tts.VoiceProfile:
+        raise NotImplementedError
+
+
+def test_a_stale_reader_takes_nothing_from_the_next_attempt() -> None:
+    """The fragment that a given-up provider is just waiting for goes to the next attempt."""
+    asked, given_out = threading.Event(), threading.Event()
+
+    def text() -> Iterator[str]:
+        asked.set()
+        assert given_out.wait(TIMEOUT)
+        yield "One "
+        yield "two."
+
+    stale, provider = StaleReader(), FakeTTS()
+    stream = speakers(stale, provider).synthesize_stream(text(), VOICE)
+    assert asked.wait(TIMEOUT)
+    assert len(provider.texts) == 1  # the next attempt has begun, without waiting
+
+    given_out.set()
+
+    assert b"".join(stream) == b"One two."
+    stale.thread.join(TIMEOUT)
+    assert stale.taken == []
+
+
+class Fragment(str):
+    """A string whose end can be observed."""
+
+    __slots__ = ("__weakref__",)
+
+
+def test_memory_is_given_back_after_the_first_audio() -> None:
+    """Fragments that the provider has read are kept only until it has audio."""
+    alive: list[weakref.ref[Fragment]] = []
+
+    def observed(word: str) -> Fragment:
+        fragment = Fragment(word)
+        alive.append(weakref.ref(fragment))
+        return fragment
+
+    class Forgetful(FakeTTSBase):
+        @override
+        def synthesize_stream(
+            self, text: Iterable[str], voice: tts.VoiceProfile
+        ) -> Iterator[bytes]:
+            for fragment in text:
+                audio = fragment.encode()
+                del fragment
+                yield audio
+
+    text = map(observed, ("one ", "two ", "three ", "four"))
+    stream = speakers(Forgetful()).synthesize_stream(text, VOICE)
+    next(stream)
+    next(stream)
+    gc.collect()
+
+    assert [reference() for reference in alive] == [None, None]
+
+
+class FakeTTSBase(tts.Provider):
+    """A synthesiser that only speaks."""
+
+    @override
+    def list_voices(self) -> Sequence[tts.VoiceProfile]:
+        raise NotImplementedError
+
+    @override
+    def clone_voice(self, samples: Sequence[bytes]) -> tts.VoiceProfile:
+        raise NotImplementedError
+
+
+def broken_text(error: Exception) -> Iterator[str]:
+    """Yield something, then raise."""
+    yield "One "
+    raise error
+
+
+@pytest.mark.parametrize("lazy", [True, False])
+def test_an_error_of_the_text_goes_to_the_caller(*, lazy: bool) -> None:
+    """It is nobody's failure, and no other provider is tried."""
+    error = ValueError("the model broke off")
+    other = FakeTTS()
+    group = speakers(FakeTTS([Take(5), b"audio"], lazy=lazy), other)
+
+    with pytest.raises(ValueError, match="broke off") as caught:
+        list(group.synthesize_stream(broken_text(error), VOICE))
+
+    assert caught.value is error
+    assert other.texts == []
+    assert group.breakers["0"].state is State.CLOSED
+
+
+class Wrapping(FakeTTSBase):
+    """A provider that raises an error of its own for whatever happens to it."""
+
+    @override
+    def synthesize_stream(self, text: Iterable[str], voice: tts.VoiceProfile) -> Iterator[bytes]:
+        try:
+            for fragment in text:
+                yield fragment.encode()
+        except ValueError as error:
+            raise ConnectionError from error
+
+
+class Swallowing(FakeTTSBase):
+    """A provider that ends the audio, whatever happens to it."""
+
+    @override
+    def synthesize_stream(self, text: Iterable[str], voice: tts.VoiceProfile) -> Iterator[bytes]:
+        try:
+            for fragment in text:
+                yield fragment.encode()
+        except ValueError:
+            return
+
+
+@pytest.mark.parametrize("provider", [Wrapping(), Swallowing()])
+def test_an_error_of_the_text_is_seen_through_the_provider(provider: tts.Provider) -> None:
+    """Wrapped or swallowed by the provider, the text's error reaches the caller as it is."""
+    error = ValueError("the model broke off")
+    group = speakers(provider)
+    heard: list[bytes] = []
+
+    with pytest.raises(ValueError, match="broke off") as caught:
+        heard.extend(group.synthesize_stream(broken_text(error), VOICE))
+
+    assert caught.value is error
+    assert group.breakers["0"].state is State.CLOSED
+
+
+@pytest.mark.parametrize("reads", [Take(9), Take(0)])
+def test_silence_for_real_text_is_a_failure(reads: Take) -> None:
+    """No audio for text that has something to say is a failure, whether it was read or not."""
+    group = speakers(FakeTTS([reads]), FakeTTS())
+
+    assert spoken(group, iter([" ", "Hello."])) == " Hello."
+    assert group.breakers["0"].state is State.OPEN
+
+
+@pytest.mark.parametrize("text", [[], [""], ["  ", "\n"]])
+def test_silence_for_no_text_is_not(text: list[str]) -> None:
+    """No audio for no text is a success."""
+    group = speakers(FakeTTS([Take(9)]))
+
+    assert spoken(group, iter(text)) == ""
+    assert group.breakers["0"].state is State.CLOSED
+
+
+def test_all_silent() -> None:
+    """When nobody has audio, the first `next()` says so."""
+    stream = speakers(FakeTTS([])).synthesize_stream(["Hello."], VOICE)
+
+    with pytest.raises(AllFailedError) as caught:
+        next(stream)
+
+    assert isinstance(caught.value.failures["0"], EmptyStreamError)
+
+
+def test_a_cut_speech_reaches_the_caller_once() -> None:
+    """After the first audio nothing is spoken again by another provider."""
+    other = FakeTTS()
+    group = speakers(FakeTTS([Take(1), b"one", ConnectionError("cut")]), other)
+    stream = group.synthesize_stream(["one ", "two"], VOICE)
+
+    assert next(stream) == b"one"
+    with pytest.raises(ConnectionError, match="cut"):
+        next(stream)
+
+    assert other.texts == []
+    assert group.breakers["0"].state is State.OPEN
+
+
+def test_voices_stand_in_for_others() -> None:
+    """Each provider speaks with its own voice for the one that was asked for."""
+    first, second, third = FakeTTS(ConnectionError()), FakeTTS(ConnectionError()), FakeTTS()
+    mine, yours = tts.VoiceProfile(id="mine"), tts.VoiceProfile(id="yours")
+    group = TTSFallback(first, "first", voices={"asked": mine})
+    group.add_fallback("second", second, voices={"asked": yours, "other": mine})
+    group.add_fallback("third", third)
+
+    assert spoken(group, ["Hello."]) == "Hello."
+
+    assert (first.voices, second.voices, third.voices) == ([mine], [yours], [VOICE])
+
+
+def test_voices_are_listed_and_cloned_by_the_first_healthy_provider() -> None:
+    """`list_voices` and `clone_voice` fail over like any call, with mapped voices or without."""
+    group = TTSFallback(FakeTTS(ConnectionError()), "0", voices={"asked": VOICE})
+    group.add_fallback("1", FakeTTS(voices=[VOICE]), voices={"x": VOICE})
+
+    assert group.list_voices() == (VOICE,)
+    assert group.clone_voice([b"one", b"two"]).id == "clone-of-2"

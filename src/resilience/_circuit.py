@@ -83,7 +83,8 @@ class Circuit:
         Raises:
             TypeError: The settings are something else.
         """
-        self._config = _settings.instance("config", config, _DEFAULTS)
+        self._config = _DEFAULTS if config is None else config
+        _settings.kind("config", self._config, CircuitBreakerConfig)
         self._reset_timeout = _settings.seconds("reset_timeout", self._config.reset_timeout, 30.0)
         # Reentrant, because a garbage collection may strike while the lock is held, and drop a
         # stream that then reports to this very circuit.
@@ -226,7 +227,12 @@ class Circuit:
             return None  # without the lock: it was open when it was read, and never changes
         with self._lock:
             permit = self._admit_locked(now)
-        self._events.tell(self._announce)
+        try:
+            self._events.tell(self._announce)
+        except BaseException:  # an interruption of the listener
+            if permit is not None:
+                self.released(permit)
+            raise
         return permit
 
     def _admit_locked(self, now: float) -> Permit | None:
@@ -280,6 +286,7 @@ class Circuit:
             return 0.0
 
     def _announce(self, change: StateChange) -> None:
+        cause = None if change.cause is None else type(change.cause).__name__
         logger.log(
             logging.WARNING if change.new is State.OPEN else logging.INFO,
             "circuit %s is %s",
@@ -289,7 +296,7 @@ class Circuit:
                 "resilience_circuit": change.name,
                 "resilience_old_state": str(change.old),
                 "resilience_new_state": str(change.new),
-                "resilience_error": change.cause and type(change.cause).__name__,
+                "resilience_error": cause,
             },
         )
         if self._config.on_state_change is None:

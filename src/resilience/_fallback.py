@@ -52,7 +52,8 @@ class FallbackGroup(Generic[T]):
             TypeError: An argument has the wrong type.
             ValueError: The name is empty, or the timeout negative or not finite.
         """
-        self._config = _settings.instance("config", config, FallbackConfig())
+        self._config = FallbackConfig() if config is None else config
+        _settings.kind("config", self._config, FallbackConfig)
         self._lock = Lock()  # guards additions; readers take the whole tuple by one read
         self._entries: tuple[Entry[T], ...] = ()
         self.add_fallback(primary_name, primary, attempt_timeout=attempt_timeout)

@@ -81,7 +81,7 @@ class FallbackConfig:
 
     def __post_init__(self) -> None:
         """Check all values."""
-        _settings.instance("circuit_breaker", self.circuit_breaker, CircuitBreakerConfig())
+        _settings.kind("circuit_breaker", self.circuit_breaker, CircuitBreakerConfig)
         _settings.exception_filter("fallback_on", self.fallback_on)
         if self.on_attempt is not None:
             _settings.function("on_attempt", self.on_attempt)

@@ -4,7 +4,7 @@ import inspect
 import math
 from collections.abc import Callable
 from datetime import timedelta
-from typing import TypeAlias, TypeVar, cast
+from typing import TypeAlias, cast
 
 from resilience._log import log_swallowed
 from resilience.exceptions import AttemptTimeoutError, EmptyStreamError
@@ -15,19 +15,14 @@ ExceptionFilter: TypeAlias = (
 """Which exceptions are meant: those of a type, of one of several types, or by a predicate."""
 
 
-S = TypeVar("S")
-
 _LONGEST = 1e9  # seconds, some 30 years: finite for every clock and every lock
 
 
-def instance(setting: str, value: S | None, default: S) -> S:
-    """Return a group of settings, the default for None."""
-    if value is None:
-        return default
-    if not isinstance(value, type(default)):
-        msg = f"{setting} must be a {type(default).__name__}, not {value!r}"
+def kind(setting: str, value: object, wanted: type) -> None:
+    """Refuse what is not an instance of a class."""
+    if not isinstance(value, wanted):
+        msg = f"{setting} must be a {wanted.__name__}, not {value!r}"
         raise TypeError(msg)
-    return value
 
 
 def text(setting: str, value: object) -> str:
@@ -62,8 +57,11 @@ def seconds(setting: str, value: object, default: float) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         msg = f"{setting} must be a number of seconds or a timedelta, not {value!r}"
         raise TypeError(msg)
-    if not 0 <= value <= _LONGEST or math.isnan(value):
-        msg = f"{setting} must be finite and not negative, not {value!r}"
+    if math.isnan(value) or value < 0:
+        msg = f"{setting} must not be negative, not {value!r}"
+        raise ValueError(msg)
+    if value > _LONGEST:
+        msg = f"{setting} must be finite and at most {_LONGEST:g} seconds, not {value!r}"
         raise ValueError(msg)
     return float(value) or default
 

@@ -57,11 +57,11 @@ def seconds(setting: str, value: object, default: float) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         msg = f"{setting} must be a number of seconds or a timedelta, not {value!r}"
         raise TypeError(msg)
-    if math.isnan(value) or value < 0:
-        msg = f"{setting} must not be negative, not {value!r}"
+    if not 0 <= value < math.inf:
+        msg = f"{setting} must be finite and not negative, not {value!r}"
         raise ValueError(msg)
     if value > _LONGEST:
-        msg = f"{setting} must be finite and at most {_LONGEST:g} seconds, not {value!r}"
+        msg = f"{setting} must be at most {_LONGEST:g} seconds, not {value!r}"
         raise ValueError(msg)
     return float(value) or default
 

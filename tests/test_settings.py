@@ -1,0 +1,261 @@
+"""What settings are accepted, and how the others are refused."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from resilience import CircuitBreakerConfig, FallbackConfig, FallbackGroup, State, StateChange
+
+NUMBERS = ["max_failures", "half_open_max"]
+NO_HOOKS: list[object] = [3, "hook", [print]]
+
+
+async def coroutine_function(_: object = None) -> None:
+    """Do nothing."""
+
+
+@pytest.mark.parametrize(
+    ("field", "default"),
+    [("name", ""), ("max_failures", 5), ("reset_timeout", 30.0), ("half_open_max", 3)],
+)
+@pytest.mark.parametrize("value", [0, None])
+def test_defaults(field: str, default: object, value: Any) -> None:  # noqa: ANN401
+    """A zero or None in the first four selects the default."""
+    value = "" if field == "name" and value == 0 else value
+
+    config = CircuitBreakerConfig(**{field: value})
+
+    assert config == CircuitBreakerConfig()
+    assert getattr(config, field) == default
+
+
+@pytest.mark.parametrize("value", [0.0, -0.0, timedelta()])
+def test_zero_seconds(value: float | timedelta) -> None:
+    """A zero of any kind selects the default timeout."""
+    assert CircuitBreakerConfig(reset_timeout=value).reset_timeout == 30.0
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [(timedelta(minutes=2), 120.0), (timedelta(milliseconds=5), 0.005), (7, 7.0), (1e-9, 1e-9)],
+)
+def test_seconds(value: float | timedelta, seconds: float) -> None:
+    """A timeout is a number of seconds or a timedelta, and is kept in seconds."""
+    assert CircuitBreakerConfig(reset_timeout=value).reset_timeout == seconds
+
+
+def refuse(kind: type[Exception], make: Callable[..., object], field: str, value: object) -> str:
+    """Expect that a setting is refused, and return the message."""
+    with pytest.raises(kind) as raised:
+        make(**{field: value})
+    return str(raised.value)
+
+
+@pytest.mark.parametrize("field", NUMBERS)
+@pytest.mark.parametrize("value", [-1, -(10**30)])
+def test_negative_numbers(field: str, value: int) -> None:
+    """A negative number raises `ValueError` naming field and value."""
+    message = refuse(ValueError, CircuitBreakerConfig, field, value)
+
+    assert message == f"{field} must not be negative, not {value!r}"
+
+
+@pytest.mark.parametrize("field", NUMBERS)
+@pytest.mark.parametrize("value", [2.0, math.nan, math.inf, "3", True, False, [], b""])
+def test_no_whole_numbers(field: str, value: object) -> None:
+    """What is no whole number raises `TypeError` naming field and value."""
+    message = refuse(TypeError, CircuitBreakerConfig, field, value)
+
+    assert message == f"{field} must be a whole number, not {value!r}"
+
+
+@pytest.mark.parametrize(
+    ("make", "field"),
+    [(CircuitBreakerConfig, "reset_timeout"), (FallbackConfig, "attempt_timeout")],
+)
+class TestSeconds:
+    """Durations that are refused."""
+
+    @pytest.mark.parametrize(
+        "value", [-1, -1e-9, math.nan, math.inf, -math.inf, -(10**400), 10**400]
+    )
+    def test_wrong_number(self, make: Callable[..., object], field: str, value: float) -> None:
+        """A negative or non-finite number raises `ValueError` naming field and value."""
+        message = refuse(ValueError, make, field, value)
+
+        assert message.startswith(f"{field} must be ")
+        assert message.endswith(f", not {value!r}")
+
+    @pytest.mark.parametrize("value", [timedelta(seconds=-1), timedelta(days=-999999999)])
+    def test_negative_timedelta(
+        self, make: Callable[..., object], field: str, value: timedelta
+    ) -> None:
+        """A negative timedelta raises `ValueError` naming field and value."""
+        message = refuse(ValueError, make, field, value)
+
+        assert message.startswith(f"{field} must be ")
+        assert message.endswith((f"not {value!r}", f"not {value.total_seconds()!r}"))
+
+    @pytest.mark.parametrize("value", [2e9, timedelta.max])
+    def test_too_long(
+        self, make: Callable[..., object], field: str, value: float | timedelta
+    ) -> None:
+        """A finite number that is refused for its size is not said to be infinite."""
+        message = refuse(ValueError, make, field, value)
+
+        assert message.startswith(f"{field} must ")
+        assert "finite" not in message
+
+    @pytest.mark.parametrize("value", ["30", True, False, [], 3j])
+    def test_no_number(self, make: Callable[..., object], field: str, value: object) -> None:
+        """What is neither a number nor a timedelta raises `TypeError` naming field and value."""
+        message = refuse(TypeError, make, field, value)
+
+        assert message == f"{field} must be a number of seconds or a timedelta, not {value!r}"
+
+
+@pytest.mark.parametrize("value", [3, b"model", ["model"], State.OPEN])
+def test_name(value: object) -> None:
+    """A name that is no string raises `TypeError` naming field and value."""
+    message = refuse(TypeError, CircuitBreakerConfig, "name", value)
+
+    assert message == f"name must be a string, not {value!r}"
+
+
+@pytest.mark.parametrize(
+    ("make", "field"), [(CircuitBreakerConfig, "failure_on"), (FallbackConfig, "fallback_on")]
+)
+class TestExceptionFilter:
+    """Exceptions that are meant: a type, a tuple of types, or a predicate."""
+
+    @pytest.mark.parametrize(
+        "value", [ValueError, (ValueError, OSError), (), callable, Exception, ExceptionGroup]
+    )
+    def test_accepted(self, make: Callable[..., object], field: str, value: object) -> None:
+        """Each of the forms is kept as it is."""
+        assert getattr(make(**{field: value}), field) is value
+
+    @pytest.mark.parametrize(
+        ("value", "culprit"),
+        [
+            (int, int),
+            (BaseException, BaseException),
+            (KeyboardInterrupt, KeyboardInterrupt),
+            ((ValueError, int), int),
+            ((ValueError, "OSError"), "OSError"),
+            ((ValueError, (OSError,)), (OSError,)),
+        ],
+    )
+    def test_no_exceptions(
+        self, make: Callable[..., object], field: str, value: object, culprit: object
+    ) -> None:
+        """Types that are no exceptions raise `TypeError` naming field and value."""
+        message = refuse(TypeError, make, field, value)
+
+        assert message == f"{field} must hold subclasses of Exception, not {culprit!r}"
+
+    @pytest.mark.parametrize("value", [None, 3, "ValueError", [ValueError], ValueError()])
+    def test_no_predicate(self, make: Callable[..., object], field: str, value: object) -> None:
+        """What is none of the forms raises `TypeError` naming field and value."""
+        message = refuse(TypeError, make, field, value)
+
+        assert message == f"{field} must be callable, not {value!r}"
+
+    def test_coroutine_function(self, make: Callable[..., object], field: str) -> None:
+        """A coroutine function raises `TypeError`, since what it returns is always true."""
+        message = refuse(TypeError, make, field, coroutine_function)
+
+        assert message.startswith(f"{field} must be synchronous, not the coroutine function <")
+
+
+@pytest.mark.parametrize(
+    ("make", "field", "values"),
+    [
+        (CircuitBreakerConfig, "retry_after", NO_HOOKS),
+        (CircuitBreakerConfig, "on_state_change", NO_HOOKS),
+        (CircuitBreakerConfig, "clock", [*NO_HOOKS, None]),
+        (FallbackConfig, "on_attempt", NO_HOOKS),
+    ],
+)
+def test_hooks(make: Callable[..., object], field: str, values: list[object]) -> None:
+    """A hook that cannot be called, or is asynchronous, raises `TypeError`."""
+    messages = [refuse(TypeError, make, field, value) for value in values]
+
+    assert messages == [f"{field} must be callable, not {value!r}" for value in values]
+    assert "must be synchronous" in refuse(TypeError, make, field, coroutine_function)
+
+
+@pytest.mark.parametrize("value", [None, 5, FallbackConfig()])
+def test_breaker_settings_of_a_group(value: object) -> None:
+    """Settings of breakers that are something else raise `TypeError` naming field and value."""
+    message = refuse(TypeError, FallbackConfig, "circuit_breaker", value)
+
+    assert message == f"circuit_breaker must be a CircuitBreakerConfig, not {value!r}"
+
+
+def test_settings_of_a_group() -> None:
+    """Settings of a group that are something else raise `TypeError` naming field and value."""
+    with pytest.raises(TypeError, match="config must be a FallbackConfig, not 5"):
+        FallbackGroup("any", "model", 5)  # type: ignore[arg-type]
+
+
+VALUES = [
+    CircuitBreakerConfig(),
+    FallbackConfig(),
+    StateChange(name="model", old=State.CLOSED, new=State.OPEN),
+]
+
+
+@pytest.mark.parametrize("value", VALUES, ids=lambda value: type(value).__name__)
+class TestValues:
+    """Settings and events are frozen, slotted and keyword-only."""
+
+    def test_frozen(self, value: Any) -> None:  # noqa: ANN401
+        """A field cannot be changed."""
+        field = dataclasses.fields(value)[0].name
+
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(value, field, getattr(value, field))
+
+    def test_slotted(self, value: object) -> None:
+        """There is no room for a misspelt field."""
+        assert not hasattr(value, "__dict__")
+
+    def test_keyword_only(self, value: Any) -> None:  # noqa: ANN401
+        """No field can be given by its place."""
+        with pytest.raises(TypeError):
+            type(value)("model")
+
+        assert all(field.kw_only for field in dataclasses.fields(value))
+
+    def test_replace(self, value: Any) -> None:  # noqa: ANN401
+        """A copy with other fields can be made of one."""
+        assert dataclasses.replace(value) == value
+
+
+def test_fields() -> None:
+    """The fields and their defaults are those that are documented."""
+    fields = {field.name: field.default for field in dataclasses.fields(CircuitBreakerConfig)}
+
+    assert list(fields) == [
+        "name",
+        "max_failures",
+        "reset_timeout",
+        "half_open_max",
+        "failure_on",
+        "retry_after",
+        "on_state_change",
+        "clock",
+    ]
+    assert fields["failure_on"] is Exception
+    assert fields["retry_after"] is fields["on_state_change"] is None
+    assert [field.name for field in dataclasses.fields(StateChange)] == [
+        "name",
+        "old",
+        "new",
+        "cause",
+    ]

@@ -209,6 +209,7 @@ class Circuit:
         if isinstance(permit, HalfOpen):
             with self._lock:
                 permit.taken -= 1
+            self._events.tell(self._announce)
         # Closed: nothing was taken, and the count stays as it is.
 
     def counts(self, error: Exception) -> bool:

@@ -1,7 +1,7 @@
 """Events told in the order in which they happened, one at a time, and never under a lock."""
 
 from collections.abc import Callable
-from threading import RLock
+from threading import Condition, RLock
 from typing import Generic, TypeVar, final
 
 E = TypeVar("E")
@@ -29,24 +29,40 @@ class EventQueue(Generic[E]):
         self._events.append(event)
 
     def tell(self, listener: Callable[[E], object]) -> None:
-        """Call the listener for each event in the queue; the caller does not hold the lock."""
+        """Call the listener for each event in the queue.
+
+        If the lock is held by this thread nothing is told: the caller then is a stream that a
+        garbage collection has dropped in the middle of a locked section, and whoever leaves that
+        section tells its events too.
+        """
         # Without the lock: a thread always sees the events that it appended itself, and those
         # of other threads are theirs to tell.
-        if not self._events:
+        if not self._events or self._is_held():
             return
         mine = False
         try:
             while True:
+                event: E | None = None
                 with self._lock:
                     if self._telling is not mine:
                         return
                     # One statement, so that no interruption can come between the two.
                     self._telling = mine = bool(self._events)
-                    if not mine:
-                        return
-                    event = self._events.pop(0)
-                listener(event)
+                    if mine:
+                        event = self._events.pop(0)
+                if event is not None:
+                    listener(event)
+                elif not self._events:  # else one was added as the lock was left
+                    return
         finally:
             if mine:  # the listener was interrupted
                 with self._lock:
                     self._telling = False
+
+    def _is_held(self) -> bool:
+        """Tell whether this thread holds the lock."""
+        try:
+            Condition(self._lock).notify(0)  # wakes nobody, and refuses without the lock
+        except RuntimeError:
+            return False
+        return True

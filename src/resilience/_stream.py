@@ -1,18 +1,19 @@
 """Streams that fail over until their first item, and belong to one provider from then on."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from inspect import GEN_RUNNING, getgeneratorstate
-from itertools import chain, islice
+from itertools import chain
 from threading import Lock
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar, final
 
 from typing_extensions import override
 
-from resilience._log import log_swallowed, logger
+from resilience._log import logger
 from resilience._run import Call, Run
+from resilience._source import Source
 from resilience.exceptions import ResilienceError
 
 T = TypeVar("T")
@@ -55,46 +56,6 @@ class PlainRequest(StreamRequest[T, R]):
 
 
 @final
-class _Source(Generic[R]):
-    """What a provider returned: started at most once, closed exactly once."""
-
-    __slots__ = ("_iterable", "_once", "first", "items")
-
-    def __init__(self, iterable: Iterable[R]) -> None:
-        self._iterable = iterable
-        self._once = Lock()  # taken once, by the thread that closes
-        self.first: tuple[R, ...] = ()
-        self.items: Iterator[R] = iter(())
-
-    def fetch(self) -> Self:
-        """Get the first item, if there is one."""
-        try:
-            self.items = iter(self._iterable)
-            self.first = tuple(islice(self.items, 1))
-        except BaseException:
-            self.close()
-            raise
-        return self
-
-    def close(self) -> None:
-        """Close the provider's iterator and its iterable, as far as they can be closed."""
-        if not self._once.acquire(blocking=False):
-            return
-        _close(self.items)
-        if self._iterable is not self.items:
-            _close(self._iterable)
-
-
-def _close(closeable: object) -> None:
-    try:
-        close = getattr(closeable, "close", None)
-        if callable(close):
-            close()
-    except Exception as raised:
-        log_swallowed("close() of a provider's stream", raised)
-
-
-@final
 class Reading(Generic[T, R]):
     """The life of one stream: opened, committed to a provider, read, settled and closed.
 
@@ -106,14 +67,14 @@ class Reading(Generic[T, R]):
 
     def __init__(self, run: Run[T], request: StreamRequest[T, R]) -> None:
         """Prepare to serve a request on a way through providers."""
-        lock, nothing = Lock(), _Source[R](())
+        lock, nothing = Lock(), Source[R](())
         self._run = run
         self._request = request
         self._lock = lock
         # Written under the lock. `closed` is read without it, before and after each item: a
         # reader that is told too late for one item is told in time for the next.
         self._call: Call[T] | None = None
-        self._source: _Source[R] = nothing
+        self._source: Source[R] = nothing
         self.committed = False
         self.closed = False
 
@@ -170,7 +131,7 @@ class Reading(Generic[T, R]):
     def _open(self, call: Call[T]) -> None:
         self._enter(call)
         opener = self._request.opener()
-        self._source = self._bounded(call, lambda provider: _Source(opener(provider)))
+        self._source = self._bounded(call, lambda provider: Source(opener(provider)))
 
     def _commit(self) -> None:
         if self._call is None or not self._fetched(self._call):
@@ -180,7 +141,7 @@ class Reading(Generic[T, R]):
     def _fetched(self, call: Call[T]) -> bool:
         """Get the first item of what `_open` has opened; False if another provider shall."""
         source = self._source
-        self._source = _Source(())
+        self._source = Source(())
         try:
             self._accept(self._bounded(call, lambda _: source.fetch()))
         except BaseException as error:
@@ -192,9 +153,9 @@ class Reading(Generic[T, R]):
     def _open_and_fetch(self, call: Call[T]) -> None:
         self._enter(call)
         opener = self._request.opener()
-        self._accept(self._bounded(call, lambda provider: _Source(opener(provider)).fetch()))
+        self._accept(self._bounded(call, lambda provider: Source(opener(provider)).fetch()))
 
-    def _bounded(self, call: Call[T], work: Callable[[T], _Source[R]]) -> _Source[R]:
+    def _bounded(self, call: Call[T], work: Callable[[T], Source[R]]) -> Source[R]:
         return call.bounded(work, lambda source: source.close(), self._request.idle)
 
     def _enter(self, call: Call[T]) -> None:
@@ -203,7 +164,7 @@ class Reading(Generic[T, R]):
             self._call = call
         self._refuse_if_closed()
 
-    def _accept(self, source: _Source[R]) -> None:
+    def _accept(self, source: Source[R]) -> None:
         """Commit to a stream that has its first item, or has ended without one."""
         try:
             self._request.opened(empty=not source.first)

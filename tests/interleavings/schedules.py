@@ -136,6 +136,17 @@ class CooperativeLock:
             if self._depth == 0:
                 self._owner = None
 
+    # What a condition asks of its lock, besides what `with` needs.
+    acquire, release = __enter__, __exit__
+
+    def _is_owned(self) -> bool:
+        """Tell whether the present thread has the lock."""
+        return self._owner is not None and self._owner == self._stepping()
+
+    def _stepping(self) -> int | None:
+        stepper = self.stepper
+        return stepper.current() if stepper is not None and stepper.is_stepping() else None
+
 
 Case = Callable[[], tuple[Stepper, Callable[[], None]]]
 """Makes a fresh case: its threads, and the check when all of them are done."""

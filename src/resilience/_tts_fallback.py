@@ -1,175 +1,21 @@
-"""The three kinds of providers, each served by a group behind the provider's own interface."""
+"""Speech synthesisers, served by a group behind the interface of one."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
-from typing import Generic, TypeVar, final
+from typing import final
 
 from typing_extensions import override
 
-from resilience import llm, stt, tts
-from resilience._circuit_breaker import CircuitBreaker
-from resilience._fallback import FallbackGroup
+from resilience import tts
+from resilience._adapter import Adapter
 from resilience._fallback_config import FallbackConfig
-from resilience._session import Session
 from resilience._stream import Stream, StreamRequest, serve
 from resilience._text import ReplayedText
 from resilience.exceptions import EmptyStreamError
 
-T = TypeVar("T")
-
-
-class _Adapter(Generic[T]):
-    """A group of providers of type T."""
-
-    def __init__(
-        self,
-        primary: T,
-        primary_name: str,
-        config: FallbackConfig | None = None,
-        *,
-        attempt_timeout: float | timedelta | None = None,
-    ) -> None:
-        """Make a group of one provider.
-
-        Args:
-            primary: Provider that is tried first.
-            primary_name: Its name, and its breaker's.
-            config: Settings, the defaults if omitted.
-            attempt_timeout: Seconds that an attempt with the primary may take; overrides the
-                setting of the group. 0 for no limit.
-
-        Raises:
-            TypeError: An argument has the wrong type.
-            ValueError: The name is empty, or the timeout negative or not finite.
-        """
-        self._group = FallbackGroup(primary, primary_name, config, attempt_timeout=attempt_timeout)
-
-    def add_fallback(
-        self, name: str, provider: T, *, attempt_timeout: float | timedelta | None = None
-    ) -> None:
-        """Add a provider, to be tried after those that are there. Allowed during traffic.
-
-        Args:
-            name: Its name, and its breaker's.
-            provider: The provider.
-            attempt_timeout: Seconds that an attempt with it may take; overrides the setting of
-                the group. 0 for no limit.
-
-        Raises:
-            TypeError: An argument has the wrong type.
-            ValueError: The name is empty or taken, or the timeout negative or not finite.
-        """
-        self._group.add_fallback(name, provider, attempt_timeout=attempt_timeout)
-
-    @property
-    def breakers(self) -> Mapping[str, CircuitBreaker]:
-        """The breakers by the names of their providers, in order; a read-only snapshot."""
-        return self._group.breakers
-
 
 @final
-class LLMFallback(_Adapter[llm.Provider], llm.Provider):
-    """Language models behind one `llm.Provider`: the first healthy one answers.
-
-    May be used by any number of threads, if the providers may.
-    """
-
-    @override
-    def complete(self, request: llm.CompletionRequest) -> llm.CompletionResponse:
-        """Return the answer of the first provider that has one.
-
-        Args:
-            request: What to answer.
-
-        Returns:
-            The whole answer.
-
-        Raises:
-            AllFailedError: No provider answered.
-        """
-        return self._group.execute(lambda provider: provider.complete(request))
-
-    @override
-    def stream_completion(self, request: llm.CompletionRequest) -> Stream[llm.Chunk]:
-        """Return a stream of the first provider that has a first chunk, and wait for that chunk.
-
-        A stream that ends without a chunk is a failure. An error after the first chunk goes to
-        the caller as it is: what has been said cannot be taken back.
-
-        Args:
-            request: What to answer.
-
-        Returns:
-            The answer in chunks.
-
-        Raises:
-            AllFailedError: No provider had a first chunk.
-        """
-        return serve(self._group.run(), _Completion(request))
-
-    @override
-    def count_tokens(self, messages: Sequence[llm.Message]) -> int:
-        """Return the count of the first provider that can count.
-
-        Providers whose breakers are open are skipped, but no breaker learns from the attempts: a
-        model that counts well may answer badly.
-
-        Args:
-            messages: What to count.
-
-        Returns:
-            Number of tokens.
-
-        Raises:
-            AllFailedError: No provider could count.
-        """
-        return self._group.execute(lambda provider: provider.count_tokens(messages), evidence=False)
-
-    @override
-    def capabilities(self) -> llm.ModelCapabilities:
-        """Return what the primary can do; there is no failover for what is only described.
-
-        Returns:
-            The capabilities of the first provider.
-        """
-        return self._group.primary.capabilities()
-
-
-@final
-class STTFallback(_Adapter[stt.Provider], stt.Provider):
-    """Speech recognisers behind one `stt.Provider`: the first healthy one listens.
-
-    May be used by any number of threads, if the providers may.
-    """
-
-    @override
-    def start_stream(self, config: stt.StreamConfig) -> Session:
-        """Start a session with the first provider that can.
-
-        The life of the session is one call to the provider's breaker. It failed if sending audio
-        or reading transcripts raised, and succeeded if it was closed otherwise; so close it.
-
-        Args:
-            config: Audio format, language and keywords.
-
-        Returns:
-            A session that hands everything through to the provider's own.
-
-        Raises:
-            AllFailedError: No provider started a session.
-        """
-        run = self._group.run()
-        call, session = run.begin(
-            lambda call: call.bounded(
-                lambda provider: provider.start_stream(config), lambda session: session.close()
-            )
-        )
-        run.forget()
-        return Session(call, session)
-
-
-@final
-class TTSFallback(_Adapter[tts.Provider], tts.Provider):
+class TTSFallback(Adapter[tts.Provider], tts.Provider):
     """Speech synthesisers behind one `tts.Provider`: the first healthy one speaks.
 
     May be used by any number of threads, if the providers may.
@@ -275,23 +121,6 @@ class TTSFallback(_Adapter[tts.Provider], tts.Provider):
             AllFailedError: No provider could make the voice.
         """
         return self._group.execute(lambda provider: provider.clone_voice(samples))
-
-
-@final
-class _Completion(StreamRequest[llm.Provider, llm.Chunk]):
-    """A request for an answer, of which the least is one chunk with the reason of its end."""
-
-    def __init__(self, request: llm.CompletionRequest) -> None:
-        self._request = request
-
-    @override
-    def opener(self) -> Callable[[llm.Provider], Iterable[llm.Chunk]]:
-        return lambda provider: provider.stream_completion(self._request)
-
-    @override
-    def opened(self, *, empty: bool) -> None:
-        if empty:
-            raise EmptyStreamError
 
 
 @final

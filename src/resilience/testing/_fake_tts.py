@@ -1,0 +1,104 @@
+"""A speech synthesiser that does what a test says."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import TypeAlias, final
+
+from typing_extensions import override
+
+from resilience import tts
+from resilience.testing._script import Action, FakeStream, ManualClock, Script, started
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Take:
+    """An item of a `FakeTTS` script: fragments of the text are read, and not spoken.
+
+    Attributes:
+        fragments: How many fragments are read.
+    """
+
+    fragments: int
+
+
+TTSItem: TypeAlias = bytes | Take | Action
+TTSStep: TypeAlias = bytes | Exception | Sequence[TTSItem] | None
+
+
+@final
+class FakeTTS(tts.Provider):
+    """A speech synthesiser that follows a script.
+
+    A step is None, which speaks: each fragment of the text, encoded, is a chunk of audio. Or it is
+    audio for any text, an exception, or a sequence of audio, `Take` items and actions, in which
+    nothing else reads the text.
+
+    Attributes:
+        texts: For each call the fragments that the synthesiser has taken.
+        voices: For each call the voice.
+        streams: Streams that were opened.
+    """
+
+    def __init__(
+        self,
+        *steps: TTSStep,
+        lazy: bool = True,
+        clock: ManualClock | None = None,
+        voices: Sequence[tts.VoiceProfile] = (),
+    ) -> None:
+        """Make a synthesiser that follows a script.
+
+        Args:
+            *steps: One step for each call of any method; None if omitted.
+            lazy: Whether a stream does nothing before its first `next()`, as generators do.
+            clock: What `Pause` advances.
+            voices: What `list_voices()` returns.
+        """
+        self._script = Script[TTSStep](steps or (None,), clock)
+        self._lazy = lazy
+        self._voices = tuple(voices)
+        self.texts: list[list[str]] = []
+        self.voices: list[tts.VoiceProfile] = []
+        self.streams: list[FakeStream[bytes]] = []
+
+    @override
+    def synthesize_stream(self, text: Iterable[str], voice: tts.VoiceProfile) -> FakeStream[bytes]:
+        taken: list[str] = []
+        self.texts.append(taken)
+        self.voices.append(voice)
+        audio = self._audio(self._script.next_step(), iter(text), taken)
+        stream = FakeStream(started(audio, lazy=self._lazy))
+        self.streams.append(stream)
+        return stream
+
+    @override
+    def list_voices(self) -> Sequence[tts.VoiceProfile]:
+        self._raise_if_scripted()
+        return self._voices
+
+    @override
+    def clone_voice(self, samples: Sequence[bytes]) -> tts.VoiceProfile:
+        """Return a voice whose id tells the number of samples."""
+        self._raise_if_scripted()
+        return tts.VoiceProfile(id=f"clone-of-{len(samples)}")
+
+    def _raise_if_scripted(self) -> None:
+        step = self._script.next_step()
+        if isinstance(step, Exception):
+            raise step
+
+    def _audio(self, step: TTSStep, text: Iterator[str], taken: list[str]) -> Iterator[bytes]:
+        if step is None:
+            for fragment in text:
+                taken.append(fragment)
+                yield fragment.encode()
+            return
+        for item in [step] if isinstance(step, (bytes, Exception)) else step:
+            if isinstance(item, bytes):
+                yield item
+            elif isinstance(item, Take):
+                taken.extend(islice(text, item.fragments))
+            else:
+                self._script.act(item)

@@ -1,0 +1,110 @@
+"""What all fakes follow and return: time, scripts and streams."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
+from threading import Lock
+from typing import Generic, TypeAlias, TypeVar, final
+
+from typing_extensions import override
+
+R = TypeVar("R")
+S = TypeVar("S")
+
+
+@final
+class ManualClock:
+    """A clock for `CircuitBreakerConfig.clock` that stands still until it is advanced."""
+
+    def __init__(self, start: float = 0.0) -> None:
+        """Make a clock that shows so many seconds."""
+        self._lock = Lock()
+        self._now = start
+
+    def __call__(self) -> float:
+        """Return the seconds that the clock shows."""
+        return self._now
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass.
+
+        Args:
+            seconds: How much; 0 or more.
+
+        Raises:
+            ValueError: The seconds are negative.
+        """
+        if seconds < 0:
+            msg = f"seconds must not be negative, not {seconds!r}"
+            raise ValueError(msg)
+        with self._lock:
+            self._now += seconds
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """An item of a script: time passes on the fake's manual clock.
+
+    Attributes:
+        seconds: How much time passes.
+    """
+
+    seconds: float
+
+
+Action: TypeAlias = BaseException | Pause | Callable[[], object]
+"""An item of a script that brings no result: it raises, lets time pass, or calls a function."""
+
+
+@final
+class FakeStream(Iterator[R]):
+    """A provider's stream, which follows one step of a script and records its closing.
+
+    Attributes:
+        closed: How many times `close()` was called.
+    """
+
+    def __init__(self, items: Iterator[R]) -> None:
+        """Make a stream of what an iterator yields."""
+        self._items = items
+        self.closed: int = 0
+
+    @override
+    def __next__(self) -> R:
+        """Return the next item, or raise as the script says."""
+        return next(self._items)
+
+    def close(self) -> None:
+        """Record the closing."""
+        self.closed += 1
+
+
+class Script(Generic[S]):
+    """Steps of type S, one for each call."""
+
+    def __init__(self, steps: Sequence[S], clock: ManualClock | None) -> None:
+        self._lock = Lock()
+        self._steps = list(steps)
+        self._clock = clock
+
+    def next_step(self) -> S:
+        with self._lock:
+            return self._steps.pop(0) if len(self._steps) > 1 else self._steps[0]
+
+    def act(self, action: Action) -> None:
+        """Do what an item says that brings no result."""
+        if isinstance(action, BaseException):
+            raise action
+        if isinstance(action, Pause):
+            if self._clock is None:
+                msg = f"{action} needs the fake's clock, which is not set"
+                raise ValueError(msg)
+            self._clock.advance(action.seconds)
+        else:
+            action()
+
+
+def started(items: Iterator[R], *, lazy: bool) -> Iterator[R]:
+    """Return the items; if not lazy, get the first one now."""
+    return items if lazy else chain(tuple(islice(items, 1)), items)

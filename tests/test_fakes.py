@@ -1,0 +1,370 @@
+"""The fakes do what a test's script says, and the manual clock stands still."""
+
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from resilience import llm, stt, tts
+from resilience.testing import (
+    FakeLLM,
+    FakeSession,
+    FakeStream,
+    FakeSTT,
+    FakeTTS,
+    LLMStep,
+    ManualClock,
+    Pause,
+    Take,
+)
+
+REQUEST = llm.CompletionRequest(messages=(llm.Message(role="user", content="How are you?"),))
+VOICE = tts.VoiceProfile(id="asked")
+CONFIG = stt.StreamConfig()
+TIMEOUT = 10.0
+
+
+def contents(provider: FakeLLM) -> list[str]:
+    """Return what a streamed answer says, chunk by chunk."""
+    return [chunk.content for chunk in provider.stream_completion(REQUEST)]
+
+
+class TestManualClock:
+    """Time passes only when a test says so."""
+
+    def test_stands_still(self) -> None:
+        """It shows what it was started with until it is advanced."""
+        clock = ManualClock(100.0)
+
+        assert clock() == clock() == 100.0
+        clock.advance(2.5)
+        assert clock() == 102.5
+
+    def test_starts_at_zero(self) -> None:
+        """It starts at 0."""
+        assert ManualClock()() == 0.0
+
+    def test_never_goes_back(self) -> None:
+        """It refuses to go back, and names the value."""
+        clock = ManualClock()
+
+        with pytest.raises(ValueError, match=r"seconds must not be negative, not -1"):
+            clock.advance(-1)
+
+        assert clock() == 0.0
+
+    def test_many_threads(self) -> None:
+        """No advance is lost between threads."""
+        clock = ManualClock()
+
+        with ThreadPoolExecutor(8) as pool:
+            for _ in range(800):
+                pool.submit(clock.advance, 1.0)
+
+        assert clock() == 800.0
+
+
+class TestScript:
+    """One step for each call, and the last one for ever."""
+
+    def test_steps(self) -> None:
+        """Calls take the steps in order, and repeat the last."""
+        provider = FakeLLM(ConnectionError("refused"), "one", "two")
+
+        with pytest.raises(ConnectionError, match="refused"):
+            provider.complete(REQUEST)
+
+        assert [provider.complete(REQUEST).content for _ in range(3)] == ["one", "two", "two"]
+        assert provider.requests == [REQUEST] * 4
+
+    def test_calls_and_streams_share_it(self) -> None:
+        """A call and a stream take their steps from the same script."""
+        provider = FakeLLM("one", "two")
+
+        assert provider.complete(REQUEST).content == "one"
+        assert contents(provider) == ["two", ""]
+
+    def test_without_steps(self) -> None:
+        """Without a script each fake does what is most useful."""
+        assert FakeLLM().complete(REQUEST).content == "ok"
+        assert list(FakeTTS().synthesize_stream(["Hi"], VOICE)) == [b"Hi"]
+        assert list(FakeSTT().start_stream(CONFIG).finals()) == []
+
+    def test_pause(self) -> None:
+        """A pause lets time pass on the fake's clock, in the middle of a stream too."""
+        clock = ManualClock()
+        provider = FakeLLM([Pause(2.5), "one", Pause(1), "two"], clock=clock)
+        stream = provider.stream_completion(REQUEST)
+
+        times = [(next(stream).content, clock()) for _ in range(2)]
+
+        assert times == [("one", 2.5), ("two", 3.5)]
+
+    def test_pause_without_clock(self) -> None:
+        """A pause needs a clock, and says so."""
+        with pytest.raises(ValueError, match=r"Pause\(seconds=1\) needs the fake's clock"):
+            FakeLLM([Pause(1), "late"]).complete(REQUEST)
+
+    def test_function(self) -> None:
+        """A function in a script is called, for instance to meet at a barrier."""
+        meeting = threading.Barrier(2, timeout=TIMEOUT)
+        provider = FakeLLM([meeting.wait, "met"])
+
+        with ThreadPoolExecutor(2) as pool:
+            answers = [pool.submit(provider.complete, REQUEST) for _ in range(2)]
+
+            assert [answer.result(TIMEOUT).content for answer in answers] == ["met", "met"]
+
+    def test_interruption(self) -> None:
+        """An interruption can be scripted like any other exception."""
+        with pytest.raises(KeyboardInterrupt):
+            FakeLLM([KeyboardInterrupt()]).complete(REQUEST)
+
+    def test_many_threads(self) -> None:
+        """Each step is taken once, however many threads call."""
+        provider = FakeLLM(*map(str, range(200)), "over")
+
+        with ThreadPoolExecutor(8) as pool:
+            answers = list(pool.map(provider.complete, [REQUEST] * 200))
+
+        assert sorted(int(answer.content) for answer in answers) == list(range(200))
+
+
+class TestFakeLLM:
+    """A language model that follows a script."""
+
+    def test_string(self) -> None:
+        """A string is streamed word by word, and ends with a reason."""
+        provider = FakeLLM("Hello  there, you")
+
+        chunks = list(provider.stream_completion(REQUEST))
+
+        assert [chunk.content for chunk in chunks] == ["Hello  ", "there, ", "you", ""]
+        assert [chunk.finish_reason for chunk in chunks] == [None, None, None, "stop"]
+        assert provider.complete(REQUEST) == llm.CompletionResponse(
+            content="Hello  there, you", finish_reason="stop"
+        )
+
+    def test_response(self) -> None:
+        """A response is answered as it is, and streamed as one chunk that says the same."""
+        response = llm.CompletionResponse(
+            content="Looking it up.",
+            tool_calls=(llm.ToolCall(id="1", name="search", arguments="{}"),),
+            finish_reason="tool_calls",
+            usage=llm.Usage(prompt_tokens=3, completion_tokens=4),
+        )
+        provider = FakeLLM(response)
+
+        (chunk,) = provider.stream_completion(REQUEST)
+
+        assert provider.complete(REQUEST) is response
+        assert chunk == llm.Chunk(
+            content=response.content,
+            tool_calls=response.tool_calls,
+            finish_reason=response.finish_reason,
+            usage=response.usage,
+        )
+
+    def test_sequence(self) -> None:
+        """A sequence is streamed as it is, and put together for a call."""
+        last = llm.Chunk(content="b", finish_reason="length", usage=llm.Usage(prompt_tokens=1))
+        provider = FakeLLM(["a", last])
+
+        assert list(provider.stream_completion(REQUEST)) == [llm.Chunk(content="a"), last]
+        assert provider.complete(REQUEST) == llm.CompletionResponse(
+            content="ab", finish_reason="length", usage=last.usage
+        )
+
+    def test_empty(self) -> None:
+        """An empty sequence is an empty stream, and an answer that says nothing."""
+        provider = FakeLLM([])
+
+        assert contents(provider) == []
+        assert provider.complete(REQUEST) == llm.CompletionResponse(content="")
+
+    def test_dies_in_mid_stream(self) -> None:
+        """An exception in a sequence is raised after what stands before it."""
+        stream = FakeLLM(["Hello", ConnectionError("reset"), "never"]).stream_completion(REQUEST)
+
+        assert next(stream).content == "Hello"
+        with pytest.raises(ConnectionError, match="reset"):
+            next(stream)
+
+    @pytest.mark.parametrize("step", [ConnectionError(), [ConnectionError()]])
+    def test_lazy(self, step: LLMStep) -> None:
+        """A lazy stream fails at its first `next()`."""
+        stream = FakeLLM(step).stream_completion(REQUEST)
+
+        with pytest.raises(ConnectionError):
+            next(stream)
+
+    @pytest.mark.parametrize("step", [ConnectionError(), [ConnectionError()]])
+    def test_eager(self, step: LLMStep) -> None:
+        """An eager stream fails at the call."""
+        provider = FakeLLM(step, lazy=False)
+
+        with pytest.raises(ConnectionError):
+            provider.stream_completion(REQUEST)
+
+    def test_eager_loses_nothing(self) -> None:
+        """An eager stream has all its items."""
+        assert contents(FakeLLM(["a", "b"], lazy=False)) == ["a", "b"]
+
+    def test_streams(self) -> None:
+        """Streams are kept, and tell how often they were closed."""
+        provider = FakeLLM(["a", "b"])
+        stream = provider.stream_completion(REQUEST)
+
+        stream.close()
+
+        assert provider.streams == [stream]
+        assert stream.closed == 1
+
+    def test_count_tokens(self) -> None:
+        """Tokens are words, and counting takes no step of the script."""
+        provider = FakeLLM("one", "two")
+
+        assert provider.count_tokens(REQUEST.messages) == 3
+        assert provider.counted == [REQUEST.messages]
+        assert provider.complete(REQUEST).content == "one"
+
+    def test_capabilities(self) -> None:
+        """What the model can do is what the test says."""
+        capabilities = llm.ModelCapabilities(context_window=1000)
+
+        assert FakeLLM(capabilities=capabilities).capabilities() is capabilities
+        assert FakeLLM().capabilities().context_window == 8192
+
+
+class TestFakeTTS:
+    """A speech synthesiser that follows a script."""
+
+    def test_speaks(self) -> None:
+        """Each fragment is a chunk of audio, and text and voice are recorded."""
+        provider = FakeTTS()
+
+        assert list(provider.synthesize_stream(iter(["One ", "two."]), VOICE)) == [b"One ", b"two."]
+        assert provider.texts == [["One ", "two."]]
+        assert provider.voices == [VOICE]
+        assert [stream.closed for stream in provider.streams] == [0]
+
+    def test_sequence(self) -> None:
+        """`Take` reads fragments without speaking them; only what is taken is recorded."""
+        provider = FakeTTS([Take(1), b"audio", ConnectionError("reset")])
+        stream = provider.synthesize_stream(iter(["One ", "two."]), VOICE)
+
+        assert next(stream) == b"audio"
+        with pytest.raises(ConnectionError, match="reset"):
+            next(stream)
+        assert provider.texts == [["One "]]
+
+    def test_audio(self) -> None:
+        """Audio is spoken for any text."""
+        assert list(FakeTTS(b"beep").synthesize_stream(["Hi"], VOICE)) == [b"beep"]
+
+    @pytest.mark.parametrize("lazy", [True, False])
+    def test_lazy_or_eager(self, *, lazy: bool) -> None:
+        """An exception comes at the call or at the first `next()`."""
+        provider = FakeTTS(ConnectionError(), lazy=lazy)
+
+        if lazy:
+            stream = provider.synthesize_stream(["Hi"], VOICE)
+            with pytest.raises(ConnectionError):
+                next(stream)
+        else:
+            with pytest.raises(ConnectionError):
+                provider.synthesize_stream(["Hi"], VOICE)
+
+    def test_voices(self) -> None:
+        """Listing and cloning take steps too, of which an exception is raised."""
+        provider = FakeTTS(ConnectionError(), ConnectionError(), None, voices=[VOICE])
+
+        with pytest.raises(ConnectionError):
+            provider.list_voices()
+        with pytest.raises(ConnectionError):
+            provider.clone_voice([])
+
+        assert provider.list_voices() == (VOICE,)
+        assert provider.clone_voice([b"a", b"b"]) == tts.VoiceProfile(id="clone-of-2")
+
+
+class TestFakeSTT:
+    """A speech recogniser and its sessions, which follow scripts."""
+
+    def test_transcripts(self) -> None:
+        """Strings are the texts of transcripts; transcripts are given as they are."""
+        transcript = stt.Transcript(text="whole", confidence=0.5, is_final=True)
+        session = FakeSession("final", transcript, partials=("fi", "fina"))
+
+        assert list(session.finals()) == [stt.Transcript(text="final", is_final=True), transcript]
+        assert list(session.partials()) == [stt.Transcript(text="fi"), stt.Transcript(text="fina")]
+
+    def test_reading_dies(self) -> None:
+        """An exception among the transcripts is raised in its turn."""
+        finals = FakeSession("one", ConnectionError("reset")).finals()
+
+        assert next(finals).text == "one"
+        with pytest.raises(ConnectionError, match="reset"):
+            next(finals)
+
+    def test_sending(self) -> None:
+        """Each chunk of audio has its own action, the last one is repeated."""
+        session = FakeSession(sending=(None, ConnectionError("reset")))
+
+        session.send_audio(b"one")
+        for _ in range(2):
+            with pytest.raises(ConnectionError, match="reset"):
+                session.send_audio(b"two")
+
+        assert session.audio == [b"one"]
+
+    def test_records(self) -> None:
+        """Keywords and closings are recorded."""
+        session = FakeSession()
+        keywords = [stt.Keyword(text="resilience")]
+
+        session.set_keywords(keywords)
+        session.close()
+        session.close()
+
+        assert session.keywords == tuple(keywords)
+        assert session.closed == 2
+
+    @pytest.mark.parametrize("step", [ConnectionError(), [ConnectionError()]])
+    def test_start_fails(self, step: ConnectionError | Sequence[ConnectionError]) -> None:
+        """A start that fails raises, and its settings are recorded all the same."""
+        provider = FakeSTT(step)
+
+        with pytest.raises(ConnectionError):
+            provider.start_stream(CONFIG)
+
+        assert provider.configs == [CONFIG]
+
+    def test_slow_start(self) -> None:
+        """A sequence acts before the session is there; without one it hears nothing."""
+        clock = ManualClock()
+        session = FakeSession()
+        provider = FakeSTT([Pause(3), session], [Pause(1)], clock=clock)
+
+        assert provider.start_stream(CONFIG) is session
+        assert clock() == 3
+        assert list(provider.start_stream(CONFIG).finals()) == []
+        assert clock() == 4
+
+    def test_session_with_a_clock(self) -> None:
+        """A session pauses on a clock of its own."""
+        clock = ManualClock()
+
+        assert [each.text for each in FakeSession(Pause(1), "late", clock=clock).finals()] == [
+            "late"
+        ]
+        assert clock() == 1
+
+
+def test_stream_alone() -> None:
+    """A stream can be used without a provider."""
+    stream = FakeStream(iter([1, 2]))
+
+    assert list(stream) == [1, 2]
+    assert stream.closed == 0

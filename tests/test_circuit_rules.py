@@ -847,6 +847,26 @@ class TestTime:
 
         assert refusal(breaker) == 1
 
+    def test_reopened_while_time_is_read(
+        self, config: CircuitBreakerConfig, clock: ManualClock
+    ) -> None:
+        """A call that reads the time while the last probe fails is refused."""
+        interludes: list[Callable[[], object]] = []
+
+        def read() -> float:
+            if interludes:
+                interludes.pop()()
+            return clock()
+
+        breaker = CircuitBreaker(replace(config, clock=read))
+        trip(breaker)
+        clock.advance(RESET_TIMEOUT)
+        probe = hang(breaker)
+        error = ConnectionError()
+        interludes.append(lambda: probe.__exit__(ConnectionError, error, None))
+
+        assert refusal(breaker) == RESET_TIMEOUT
+
 
 def act(breaker: CircuitBreaker, action: str) -> None:
     """Do one thing with a breaker."""

@@ -328,6 +328,35 @@ def test_an_error_of_close_hides_nothing(caplog: pytest.LogCaptureFixture) -> No
     assert served.outcomes() == [("0", Outcome.SUCCEEDED)]
 
 
+@pytest.mark.parametrize("read", [1, 2])
+def test_closing_within_the_loop(read: int) -> None:
+    """A loop that closes its stream ends there, and its provider has served."""
+    provider = Recorded(lazy("a", "b", "c"))
+    served = Served(provider)
+    stream = served.stream()
+    seen: list[str] = []
+
+    for item in stream:
+        seen.append(item)
+        if len(seen) == read:
+            stream.close()
+
+    assert seen == ["a", "b", "c"][:read]
+    assert provider.closings() == [1]
+    assert served.outcomes() == [("0", Outcome.SUCCEEDED)]
+
+
+def test_nobody_to_ask() -> None:
+    """If every provider is skipped, the stream raises as a call would."""
+    served = Served(lazy("a"))
+    served.group.breakers["0"].isolate()
+
+    with pytest.raises(AllFailedError):
+        served.stream()
+
+    assert served.outcomes() == [("0", Outcome.SKIPPED)]
+
+
 def test_closing_while_another_thread_reads() -> None:
     """The reader gets the end of the stream, and closes what the provider returned."""
     reading, go_on = threading.Event(), threading.Event()
@@ -356,18 +385,20 @@ def test_closing_while_another_thread_reads() -> None:
     assert provider.closings() == [1]
 
 
-def test_closing_while_another_thread_awaits_the_first_item() -> None:
+@pytest.mark.parametrize(
+    "late", [lazy(ConnectionError()), lazy("too late"), lazy()], ids=["error", "item", "end"]
+)
+def test_closing_while_another_thread_awaits_the_first_item(late: Items) -> None:
     """A stream that is closed before its first item goes to no other provider."""
     reading, go_on = threading.Event(), threading.Event()
 
-    def fail() -> Iterator[str]:
+    def wait() -> Iterator[str]:
         reading.set()
         assert go_on.wait(TIMEOUT)
-        raise ConnectionError
-        yield
+        yield from late()
 
-    other = Recorded(lazy("other"))
-    served = Served(fail, other)
+    first, other = Recorded(wait), Recorded(lazy("other"))
+    served = Served(first, other)
     stream = served.stream("first-next")
     seen: list[str] = []
     reader = threading.Thread(target=lambda: seen.extend(stream))
@@ -379,6 +410,7 @@ def test_closing_while_another_thread_awaits_the_first_item() -> None:
     reader.join(TIMEOUT)
 
     assert seen == []
+    assert first.closings() == [1]
     assert other.streams == []
     assert served.outcomes() == [("0", Outcome.CANCELLED)]
 

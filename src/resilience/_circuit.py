@@ -200,11 +200,11 @@ class Circuit:
         self._events.tell(self._announce)
         return True
 
-    def released(self, permit: Permit) -> None:
+    def released(self, permit: Permit | None) -> None:
         """Hear that an admitted call has ended, neither with success nor with failure.
 
         Args:
-            permit: What admitted the call.
+            permit: What admitted the call, None if nothing did.
         """
         if isinstance(permit, HalfOpen):
             with self._lock:
@@ -231,8 +231,7 @@ class Circuit:
         try:
             self._events.tell(self._announce)
         except BaseException:  # an interruption of the listener
-            if permit is not None:
-                self.released(permit)
+            self.released(permit)
             raise
         return permit
 

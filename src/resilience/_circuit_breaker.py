@@ -1,7 +1,7 @@
 """Calling a function under the protection of a circuit."""
 
 import inspect
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Coroutine, Generator
 from contextlib import contextmanager
 from functools import wraps
 from types import CoroutineType
@@ -67,7 +67,7 @@ class CircuitBreaker(Circuit):
             raise
         if CoroutineType is type(result):
             self.released(permit)
-            _refuse_coroutine(fn, result)
+            _refuse_coroutine(fn, cast("Coroutine[Any, Any, Any]", result))
         if permit.failures:  # without the lock, as in succeeded, and one call cheaper
             self.succeeded(permit)
         return result
@@ -135,8 +135,7 @@ class CircuitBreaker(Circuit):
         return permit
 
 
-def _refuse_coroutine(fn: object, result: object) -> None:
-    if inspect.iscoroutine(result):
-        result.close()  # else the interpreter warns that it was never awaited
+def _refuse_coroutine(fn: object, result: Coroutine[Any, Any, Any]) -> None:
+    result.close()  # else the interpreter warns that it was never awaited
     msg = f"fn must be synchronous, not the coroutine function {fn!r}"
     raise TypeError(msg)

@@ -201,10 +201,9 @@ class Reading(Generic[T, R]):
             raise
 
     def _raise_input_error(self) -> None:
-        error = self._request.error()
-        if error is not None:
-            if self._call is not None:
-                self._call.cancelled()
+        call, error = self._call, self._request.error()
+        if call is not None and error is not None:
+            call.cancelled()
             raise error
 
     def _fail(self, error: BaseException) -> None:

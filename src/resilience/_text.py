@@ -59,25 +59,32 @@ class ReplayedText:
             StopIteration: The text is at its end, or the reader has been cut off.
             Exception: The source has raised it.
         """
-        while True:
-            taking = False
-            try:
+        fragment = None
+        while fragment is None:
+            fragment = self._read_or_take(reader)
+        return fragment
+
+    def _read_or_take(self, reader: "TextReader") -> str | None:
+        """Return a reader's next fragment; None after it had first to be taken from the source."""
+        taking = False
+        try:
+            with self._changed:
+                while self._must_wait_locked(reader):
+                    self._changed.wait()
+                if reader is not self._reader:
+                    raise StopIteration
+                if reader.position < len(self._fragments):
+                    return self._fragment_locked(reader)
+                if self._exhausted:
+                    raise StopIteration if self.error is None else self.error
+                self._taking = taking = True  # one statement: no interruption in between
+            self._take()
+            return None
+        finally:
+            if taking:
                 with self._changed:
-                    while self._must_wait_locked(reader):
-                        self._changed.wait()
-                    if reader is not self._reader:
-                        raise StopIteration
-                    if reader.position < len(self._fragments):
-                        return self._fragment_locked(reader)
-                    if self._exhausted:
-                        raise StopIteration if self.error is None else self.error
-                    self._taking = taking = True  # one statement: no interruption in between
-                self._take()
-            finally:
-                if taking:
-                    with self._changed:
-                        self._taking = False
-                        self._changed.notify_all()
+                    self._taking = False
+                    self._changed.notify_all()
 
     def _must_wait_locked(self, reader: "TextReader") -> bool:
         """Tell whether a reader needs the fragment that another thread is just taking."""

@@ -346,6 +346,20 @@ def test_closing_within_the_loop(read: int) -> None:
     assert served.outcomes() == [("0", Outcome.SUCCEEDED)]
 
 
+@pytest.mark.parametrize("commit", ["call", "first-next"])
+def test_closed_is_at_its_end(commit: Literal["call", "first-next"]) -> None:
+    """Who reads a stream that was closed before gets nothing, and no provider is asked."""
+    provider = Recorded(lazy("a"))
+    served = Served(provider)
+    stream = served.stream(commit)
+
+    stream.close()
+
+    assert list(stream) == []
+    assert provider.closings() == [1]
+    assert len(served.reports) == 1
+
+
 def test_nobody_to_ask() -> None:
     """If every provider is skipped, the stream raises as a call would."""
     served = Served(lazy("a"))

@@ -16,8 +16,10 @@ autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
 autodoc_default_options = {
     "members": True,
-    # All but what comes from the standard library.
-    "inherited-members": "object, BaseException, Exception, OSError, chain, Enum, Generic, Protocol",
+    # All but what comes from these.
+    "inherited-members": (
+        "object, BaseException, Exception, OSError, chain, Enum, Generic, Protocol"
+    ),
     "special-members": "__call__",
 }
 autodoc_preserve_defaults = True

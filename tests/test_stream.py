@@ -1,8 +1,10 @@
 """Streams fail over until their first item, and end in one way, whatever happens."""
 
 import gc
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from typing import Literal
 
 import pytest
@@ -20,6 +22,7 @@ from resilience import (
     Stream,
     llm,
 )
+from resilience._stream import Reading
 from resilience.testing import FakeLLM, FakeStream, ManualClock
 
 REQUEST = llm.CompletionRequest(messages=(llm.Message(role="user", content="Hello?"),))
@@ -358,6 +361,23 @@ def test_closed_is_at_its_end(commit: Literal["call", "first-next"]) -> None:
     assert list(stream) == []
     assert provider.closings() == [1]
     assert len(served.reports) == 1
+
+
+@pytest.mark.parametrize(
+    "unmade",
+    [lambda: chain.__new__(Stream), lambda: object.__new__(Reading)],
+    ids=["stream", "reading"],
+)
+def test_interrupted_in_its_making(unmade: Callable[[], object]) -> None:
+    """What an interruption has left half made goes without a complaint."""
+    complaints: list[object] = []
+    hook, sys.unraisablehook = sys.unraisablehook, complaints.append
+
+    unmade()
+    gc.collect()
+    sys.unraisablehook = hook
+
+    assert complaints == []
 
 
 def test_nobody_to_ask() -> None:

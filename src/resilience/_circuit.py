@@ -91,7 +91,7 @@ class Circuit:
         self._lock = RLock()
         # Guarded by the lock: which period is the present one, and what stands in it.
         self._period: Period = Closed()
-        self._events = EventQueue[StateChange](self._lock)
+        self._events: EventQueue[StateChange] = EventQueue(self._lock)
 
     @property
     def name(self) -> str:

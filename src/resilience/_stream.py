@@ -3,7 +3,6 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
-from inspect import GEN_RUNNING, getgeneratorstate
 from itertools import chain
 from threading import Lock
 from types import TracebackType
@@ -67,12 +66,13 @@ class Reading(Generic[T, R]):
 
     def __init__(self, run: Run[T], request: StreamRequest[T, R]) -> None:
         """Prepare to serve a request on a way through providers."""
-        lock, nothing = Lock(), Source[R](())
+        lock = Lock()
+        nothing: Source[R] = Source(())
         self._run = run
         self._request = request
         self._lock = lock
-        # Written under the lock. `closed` is read without it, before and after each item: a
-        # reader that is told too late for one item is told in time for the next.
+        # Written under the lock. `closed` is read without it, before each item: a reader that is
+        # told too late for one item is told in time for the next.
         self._call: Call[T] | None = None
         self._source: Source[R] = nothing
         self.committed = False
@@ -80,7 +80,8 @@ class Reading(Generic[T, R]):
 
     def __del__(self) -> None:
         """End a stream whose making was interrupted; any other has been ended by then."""
-        self._end()
+        if hasattr(self, "closed"):  # else it was interrupted before there was anything to end
+            self._end()
 
     @property
     def provider(self) -> str | None:
@@ -103,19 +104,13 @@ class Reading(Generic[T, R]):
         """Yield all items, and settle the call at the end."""
         try:
             with self._judging():
-                if self.closed:
-                    return
                 if not self.committed:
                     self._commit()
                 yield from self._source.first
-                if self.closed:
-                    return
                 for item in self._source.items:
                     if self.closed:
                         return
                     yield item
-                    if self.closed:
-                        return
                 self._raise_input_error()
         finally:
             self._end()
@@ -125,8 +120,11 @@ class Reading(Generic[T, R]):
         with self._lock:
             self.closed = True
         self._settle()
-        if getgeneratorstate(items) != GEN_RUNNING:
-            self._end()
+        try:
+            items.close()
+        except ValueError:  # it is running: the reader sees `closed`, and ends the stream
+            return
+        self._end()
 
     def _open(self, call: Call[T]) -> None:
         self._enter(call)

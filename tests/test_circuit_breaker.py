@@ -534,6 +534,22 @@ class TestGuard:
 
         assert is_admitted(breaker)
 
+    def test_entered_and_left_by_two(self, breaker: CircuitBreaker) -> None:
+        """A guard is one call: leaving it again says nothing."""
+        guard = breaker.guard()
+        with guard:
+            pass
+
+        for _ in range(3):
+            guard.__exit__(ConnectionError, ConnectionError(), None)
+
+        assert breaker.state is State.CLOSED
+
+    def test_no_decorator(self, breaker: CircuitBreaker) -> None:
+        """A guard does not pretend to guard a function: the breaker itself is the decorator."""
+        with pytest.raises(TypeError):
+            breaker.guard()(lambda: None)  # type: ignore[operator]
+
 
 class TestDecorator:
     """`@breaker`."""

@@ -221,6 +221,15 @@ class TestFakeLLM:
         assert provider.streams == [stream]
         assert stream.closed == 1
 
+    def test_closed_streams(self) -> None:
+        """A closed stream is at its end."""
+        stream = FakeLLM(["a", "b"]).stream_completion(REQUEST)
+        next(stream)
+
+        stream.close()
+
+        assert list(stream) == []
+
     def test_count_tokens(self) -> None:
         """Tokens are words, and counting takes no step of the script."""
         provider = FakeLLM("one", "two")
@@ -351,6 +360,12 @@ class TestFakeSTT:
         assert clock() == 3
         assert list(provider.start_stream(CONFIG).finals()) == []
         assert clock() == 4
+
+    def test_sessions(self) -> None:
+        """Without a script each call starts a session of its own."""
+        provider = FakeSTT()
+
+        assert provider.start_stream(CONFIG) is not provider.start_stream(CONFIG)
 
     def test_session_with_a_clock(self) -> None:
         """A session pauses on a clock of its own."""

@@ -219,6 +219,18 @@ class TestAllFailed:
             error.failures["b"] = ValueError()  # type: ignore[index]
 
 
+class ShapeShiftingError(Exception):
+    """Comes out of pickle as a string, and has no representation."""
+
+    def __reduce__(self) -> tuple[type[str], tuple[str]]:
+        """Become a string."""
+        return str, ("changed",)
+
+    def __repr__(self) -> str:
+        """Raise."""
+        raise RuntimeError
+
+
 class UnspeakableError(Exception):
     """An exception whose text cannot be read, which is false, and which does not pickle."""
 
@@ -268,6 +280,8 @@ class TestOddExceptions:
         [
             CircuitOpenError("name", 1.5),
             CircuitOpenError("name"),
+            CircuitOpenError(name="name", retry_after=1.5),
+            AttemptTimeoutError(provider="name", timeout=0.5),
             AllFailedError({"a": CircuitOpenError("a", 2.0), "b": ValueError("b")}),
             AttemptTimeoutError("name", 0.5),
             EmptyStreamError(),
@@ -276,6 +290,8 @@ class TestOddExceptions:
     )
     def test_errors_survive_pickle_and_copy(self, error: ResilienceError) -> None:
         """Every error of the library comes back with its type, text and data."""
+        error.add_note("a note")
+
         for again in (
             pickle.loads(pickle.dumps(error)),  # noqa: S301
             copy.copy(error),
@@ -284,15 +300,120 @@ class TestOddExceptions:
             assert type(again) is type(error)
             assert str(again) == str(error)
             assert getattr(again, "retry_after", None) == getattr(error, "retry_after", None)
+            assert again.__notes__ == ["a note"]
 
-    def test_failures_that_do_not_pickle(self) -> None:
-        """They leave their type and text behind; a copy in the same process keeps them."""
-        error = AllFailedError({"a": UnspeakableError(needed=1)})
+    def test_the_cause_survives_too(self) -> None:
+        """The last failure is the cause, also of a copy."""
+        error = AllFailedError({"a": ValueError("a"), "b": OSError("b")})
 
         again = pickle.loads(pickle.dumps(error))  # noqa: S301
 
-        assert "UnspeakableError" in str(again)
-        assert copy.copy(error).failures["a"] is error.failures["a"]
+        assert error.__cause__ is error.failures["b"]
+        assert repr(again.__cause__) == repr(again.failures["b"]) == "OSError('b')"
+        assert AllFailedError({}).__cause__ is None
+
+    @pytest.mark.parametrize("failure", ["unspeakable", "shape-shifting"])
+    def test_failures_that_do_not_pickle(self, failure: str) -> None:
+        """They leave their type and text behind; a copy in the same process keeps them."""
+        odd = UnspeakableError(needed=1) if failure == "unspeakable" else ShapeShiftingError()
+        error = AllFailedError({"a": odd})
+
+        again = pickle.loads(pickle.dumps(error))  # noqa: S301
+
+        assert type(again.failures["a"]) is ResilienceError
+        assert type(odd).__name__ in str(again)
+        assert copy.copy(error).failures["a"] is odd
+        assert type(odd).__name__ in repr(error)
+
+    def test_a_provider_that_says_that_it_is_open(self) -> None:
+        """How long a group inside the group has to wait is not how long this one has to."""
+        group = grouped(raising(CircuitOpenError("another", 7.0)))
+
+        with pytest.raises(AllFailedError) as caught:
+            group.execute(call)
+
+        assert caught.value.retry_after is None
+
+
+class Once:
+    """Something that is called, and interrupted the first time."""
+
+    def __init__(self, clock: ManualClock) -> None:
+        """Tell the time of another clock."""
+        self._clock = clock
+        self.interrupts = False
+
+    def __call__(self) -> float:
+        """Tell the time, or be interrupted."""
+        if self.interrupts:
+            self.interrupts = False
+            raise KeyboardInterrupt
+        return self._clock()
+
+
+class TestOddProviders:
+    """Whatever a provider does, the breaker stands."""
+
+    def test_a_coroutine_function(self) -> None:
+        """It is refused as soon as it is noticed, goes nowhere, and counts for nobody."""
+
+        async def answer() -> str:
+            raise AssertionError
+
+        reports: list[Attempt] = []
+        config = FallbackConfig(
+            circuit_breaker=CircuitBreakerConfig(max_failures=1), on_attempt=reports.append
+        )
+        for listens in (config, FallbackConfig(circuit_breaker=config.circuit_breaker)):
+            group = FallbackGroup(answer, "0", listens)
+            group.add_fallback("1", answer)
+
+            with pytest.raises(TypeError, match="must be synchronous"):
+                _ = group.execute(lambda provider: provider())
+
+            assert group.breakers["0"].state is State.CLOSED
+        assert [report.outcome for report in reports] == [Outcome.CANCELLED]
+
+    @pytest.mark.parametrize("kind", ["call", "stream"])
+    def test_a_clock_that_is_interrupted(self, kind: str) -> None:
+        """An interruption before the provider is called costs no slot."""
+        clock = ManualClock()
+        once = Once(clock)
+        breaker = CircuitBreakerConfig(max_failures=1, half_open_max=1, clock=once)
+        reports: list[Attempt] = []
+        model = LLMFallback(
+            FakeLLM(ConnectionError(), "back"),
+            "0",
+            FallbackConfig(circuit_breaker=breaker, on_attempt=reports.append),
+        )
+        with pytest.raises(AllFailedError):
+            model.complete(REQUEST)
+        clock.advance(30.0)
+
+        once.interrupts = True
+        with pytest.raises(KeyboardInterrupt):
+            _ = model.complete(REQUEST) if kind == "call" else model.stream_completion(REQUEST)
+
+        assert model.complete(REQUEST).content == "back"
+
+    def test_a_type_that_cannot_be_asked(self, caplog: pytest.LogCaptureFixture) -> None:
+        """An exception whose type raises when it is asked counts, and the next is tried."""
+
+        class Unasked(type):
+            def __instancecheck__(cls, instance: object) -> bool:
+                raise RuntimeError
+
+        class UnaskedError(Exception, metaclass=Unasked):
+            """Nobody can tell whether it is one."""
+
+        config = FallbackConfig(
+            circuit_breaker=CircuitBreakerConfig(max_failures=1, failure_on=UnaskedError)
+        )
+        group = grouped(raising(ConnectionError()), lambda: "1", config=config)
+
+        assert group.execute(call) == "1"
+        assert group.breakers["0"].state is State.OPEN
+        assert "failure_on raised RuntimeError" in caplog.text
 
 
 class TestNames:

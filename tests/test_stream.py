@@ -3,6 +3,7 @@
 import gc
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from typing import Literal
@@ -22,6 +23,7 @@ from resilience import (
     Stream,
     llm,
 )
+from resilience._source import Source
 from resilience._stream import Reading
 from resilience.testing import FakeLLM, FakeStream, ManualClock
 
@@ -365,8 +367,12 @@ def test_closed_is_at_its_end(commit: Literal["call", "first-next"]) -> None:
 
 @pytest.mark.parametrize(
     "unmade",
-    [lambda: chain.__new__(Stream), lambda: object.__new__(Reading)],
-    ids=["stream", "reading"],
+    [
+        lambda: chain.__new__(Stream),
+        lambda: object.__new__(Reading),
+        lambda: object.__new__(Source),
+    ],
+    ids=["stream", "reading", "source"],
 )
 def test_interrupted_in_its_making(unmade: Callable[[], object]) -> None:
     """What an interruption has left half made goes without a complaint."""
@@ -447,6 +453,102 @@ def test_closing_while_another_thread_awaits_the_first_item(late: Items) -> None
     assert first.closings() == [1]
     assert other.streams == []
     assert served.outcomes() == [("0", Outcome.CANCELLED)]
+
+
+def test_reading_while_another_thread_is_closing() -> None:
+    """Who reads while the provider is being closed gets the end of the stream."""
+    closing, go_on = threading.Event(), threading.Event()
+
+    class Slow:
+        def __iter__(self) -> Iterator[str]:
+            return iter("abc")
+
+        def close(self) -> None:
+            closing.set()
+            assert go_on.wait(TIMEOUT)
+
+    stream = Served(Slow).stream()
+    assert next(stream) == "a"
+    closer = threading.Thread(target=stream.close)
+    closer.start()
+    assert closing.wait(TIMEOUT)
+
+    rest = list(stream)
+
+    assert rest == []
+    go_on.set()
+    closer.join(TIMEOUT)
+
+
+def test_an_interrupted_closing_closes_the_rest() -> None:
+    """If closing the iterator is interrupted, what it came from is closed all the same."""
+    closed: list[str] = []
+
+    class Response:
+        def __iter__(self) -> Iterator[str]:
+            try:
+                yield "a"
+                yield "b"
+            finally:
+                closed.append("iterator")
+                raise KeyboardInterrupt
+
+        def close(self) -> None:
+            closed.append("response")
+
+    stream = Served(Response).stream()
+
+    with pytest.raises(KeyboardInterrupt):
+        stream.close()
+
+    assert closed == ["iterator", "response"]
+
+
+def test_a_provider_that_exits_is_no_success() -> None:
+    """A `GeneratorExit` that the provider raises is neither success nor failure."""
+    served = Served(lazy("a", GeneratorExit()))
+    stream = served.stream()
+    assert next(stream) == "a"
+
+    with pytest.raises(GeneratorExit):
+        next(stream)
+
+    assert served.outcomes() == [("0", Outcome.CANCELLED)]
+
+
+def test_a_closed_stream_keeps_no_failure() -> None:
+    """The errors of the attempts before go as soon as the stream is closed."""
+
+    class FirstError(Exception):
+        pass
+
+    failures: list[weakref.ref[FirstError]] = []
+
+    def refuse(_: str) -> Iterable[str]:
+        if not failures:
+            error = FirstError()
+            failures.append(weakref.ref(error))
+            raise error
+        return ["a"]
+
+    group = FallbackGroup("first", "first")
+    group.add_fallback("second", "second")
+    stream = group.stream(refuse, commit="first-next")
+
+    stream.close()
+    gc.collect()
+
+    assert failures[0]() is None
+
+
+def test_a_dropped_source_is_closed() -> None:
+    """What a provider returned is closed even if an interruption has lost it."""
+    provider = Recorded(lazy("a"))
+
+    Source(provider())
+    gc.collect()
+
+    assert provider.closings() == [1]
 
 
 def test_a_provider_added_during_traffic_is_tried_by_the_next_call() -> None:

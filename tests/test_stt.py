@@ -327,8 +327,8 @@ class TestSettled:
         assert recognisers.state is State.HALF_OPEN
         assert recognisers.outcomes()[1:] == [Outcome.IGNORED]
 
-    def test_counted_after_uncounted(self) -> None:
-        """A counted exception is a failure, also after one that does not count."""
+    def test_first_exception_settles(self) -> None:
+        """The first exception settles the call, and a session that goes on is not heard again."""
         inner = FakeSession(ConnectionError(), sending=(ValueError(),))
         recognisers = Recognisers(FakeSTT(inner))
         session = recognisers.start()
@@ -339,7 +339,8 @@ class TestSettled:
             read_finals(session)
         session.close()
 
-        assert recognisers.outcomes() == [Outcome.FAILED]
+        assert recognisers.outcomes() == [Outcome.IGNORED]
+        assert recognisers.state is State.CLOSED
 
     def test_keywords(self) -> None:
         """That a provider cannot change keywords in a session is no evidence."""

@@ -20,7 +20,8 @@ from resilience import (
     TTSFallback,
     tts,
 )
-from resilience.testing import FakeTTS, Take
+from resilience._text import ReplayedText
+from resilience.testing import FakeTTS, ManualClock, Take
 
 VOICE = tts.VoiceProfile(id="asked")
 TIMEOUT = 10.0
@@ -73,6 +74,87 @@ def test_text_fed_by_the_same_thread_after_the_call() -> None:
         fragments.put(fragment)
 
     assert b"".join(stream) == b"One two."
+
+
+@pytest.mark.parametrize("silence", [[b""], [b"", b""], [b"", ConnectionError()]])
+def test_empty_audio_is_no_audio(silence: list[bytes | Exception]) -> None:
+    """A chunk without a byte in it is nothing heard yet."""
+    group = speakers(FakeTTS([Take(1), *silence]), FakeTTS())
+
+    assert spoken(group, ["One ", "two."]) == "One two."
+    assert group.breakers["0"].state is State.OPEN
+
+
+def test_empty_audio_in_between() -> None:
+    """Only at the beginning is empty audio left out."""
+    group = speakers(FakeTTS([b"", b"a", b"", b"b"]))
+
+    assert list(group.synthesize_stream(["One."], VOICE)) == [b"a", b"", b"b"]
+
+
+def test_closing_cuts_the_provider_off() -> None:
+    """A provider that reads the text when the stream is closed takes no more of it."""
+    fragments: queue.SimpleQueue[str] = queue.SimpleQueue()
+    taken: list[str] = []
+    reading = threading.Event()
+
+    class Eater(FakeTTSBase):
+        @override
+        def synthesize_stream(
+            self, text: Iterable[str], voice: tts.VoiceProfile
+        ) -> Iterator[bytes]:
+            for fragment in text:
+                taken.append(fragment)
+                reading.set()
+            yield b"audio"
+
+    stream = speakers(Eater()).synthesize_stream(iter(fragments.get, ""), VOICE)
+    reader = threading.Thread(target=lambda: list(stream))
+    fragments.put("one")
+    reader.start()
+    assert reading.wait(TIMEOUT)
+
+    stream.close()
+    for _ in range(5):
+        fragments.put("after the closing")
+    reader.join(TIMEOUT)
+
+    assert not reader.is_alive()
+    assert taken == ["one"]
+
+
+class TestIdleTime:
+    """How long a provider has waited for the text is not its own doing."""
+
+    def test_waiting_of_several_threads(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """It is idle as long as any of its threads waits, and no time counts twice."""
+        clock = ManualClock()
+        reads = threading.Semaphore(0)
+
+        def read() -> float:
+            reads.release()  # a thread begins to wait, or has ended
+            return clock()
+
+        monkeypatch.setattr("resilience._text.monotonic", read)
+        fragments: queue.SimpleQueue[str] = queue.SimpleQueue()
+        reader = ReplayedText(iter(fragments.get, "")).reader()
+        threads = [threading.Thread(target=next, args=(reader,)) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+            assert reads.acquire(timeout=TIMEOUT)
+
+        clock.advance(1.0)
+        fragments.put("one")
+        assert reads.acquire(timeout=TIMEOUT)
+        clock.advance(2.0)
+        while_one_waits = reader.idle()
+        fragments.put("two")
+        for thread in threads:
+            thread.join(TIMEOUT)
+        clock.advance(4.0)
+
+        assert while_one_waits == 3.0
+        assert reader.idle() == 3.0
 
 
 class StaleReader(tts.Provider):

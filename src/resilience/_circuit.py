@@ -126,6 +126,24 @@ class Circuit:
         period = self._period
         return period if type(period) is Closed else self._admit(period, self._config.clock())
 
+    def acquire(self) -> Permit:
+        """Ask for admission of one call.
+
+        Returns:
+            A permit.
+
+        Raises:
+            CircuitOpenError: The call is not admitted.
+        """
+        period = self._period  # without the lock, as in try_acquire
+        if isinstance(period, Closed):
+            return period
+        now = self._config.clock()
+        permit = self._admit(period, now)
+        if permit is None:
+            raise self.rejection(now)
+        return permit
+
     def try_observe(self) -> Permit | None:
         """Ask for admission of one call that shall be no evidence.
 
@@ -187,7 +205,7 @@ class Circuit:
             True if the exception counts as a failure.
         """
         try:
-            if not isinstance(error, Exception) or not self.counts(error):
+            if not isinstance(error, Exception) or not self._counts(error):
                 self.released(permit)
                 return False
             stay = self._stay(error)
@@ -212,15 +230,7 @@ class Circuit:
             self._events.tell(self._announce)
         # Closed: nothing was taken, and the count stays as it is.
 
-    def counts(self, error: Exception) -> bool:
-        """Tell whether an exception counts as a failure.
-
-        Args:
-            error: An exception that a call raised.
-
-        Returns:
-            What `failure_on` says of it.
-        """
+    def _counts(self, error: Exception) -> bool:
         return _settings.matches("failure_on", self._config.failure_on, error)
 
     def _admit(self, period: Period, now: float) -> Permit | None:

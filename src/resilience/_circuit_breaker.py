@@ -2,9 +2,9 @@
 
 import inspect
 from collections.abc import Callable, Coroutine, Generator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from functools import wraps
-from types import CoroutineType
+from types import CoroutineType, TracebackType
 from typing import Any, ParamSpec, TypeVar, cast, final, overload
 
 from typing_extensions import override
@@ -58,7 +58,7 @@ class CircuitBreaker(Circuit):
             TypeError: The function returned a coroutine.
         """
         period = self._period  # without the lock, as in try_acquire, and one call cheaper
-        permit = period if type(period) is Closed else self._acquire()
+        permit = period if type(period) is Closed else self.acquire()
         try:
             # The commonest call has no arguments, and unpacking none costs as much as calling.
             result = fn(*args, **kwargs) if args or kwargs else fn()
@@ -67,28 +67,19 @@ class CircuitBreaker(Circuit):
             raise
         if CoroutineType is type(result):
             self.released(permit)
-            _refuse_coroutine(fn, cast("Coroutine[Any, Any, Any]", result))
+            _settings.refuse_coroutine(fn, cast("Coroutine[Any, Any, Any]", result))
         if permit.failures:  # without the lock, as in succeeded, and one call cheaper
             self.succeeded(permit)
         return result
 
-    @contextmanager
-    def guard(self) -> Generator[None, None, None]:
-        """Guard the body of a `with` statement as one call.
+    def guard(self) -> AbstractContextManager[None]:
+        """Guard the body of a `with` statement as one call, admitted on entry.
 
-        Yields:
-            Nothing.
-
-        Raises:
-            CircuitOpenError: The breaker did not admit the call; the body is not run.
+        Returns:
+            A context manager for one `with` statement. Its entry raises `CircuitOpenError` if the
+            breaker does not admit the call.
         """
-        permit = self._acquire()
-        try:
-            yield
-        except BaseException as error:
-            self.failed(permit, error)
-            raise
-        self.succeeded(permit)
+        return _Guard(self)
 
     def __call__(self, fn: Callable[P, R], /) -> Callable[P, R]:
         """Decorate a function, so that each call of it goes through the breaker.
@@ -124,18 +115,36 @@ class CircuitBreaker(Circuit):
 
         return guarded
 
-    def _acquire(self) -> Permit:
-        period = self._period  # without the lock, as in try_acquire
-        if isinstance(period, Closed):
-            return period
-        now = self._config.clock()
-        permit = self._admit(period, now)
-        if permit is None:
-            raise self.rejection(now)
-        return permit
 
+@final
+class _Guard(AbstractContextManager[None]):
+    """One call, whose function is the body of a `with` statement."""
 
-def _refuse_coroutine(fn: object, result: Coroutine[Any, Any, Any]) -> None:
-    result.close()  # else the interpreter warns that it was never awaited
-    msg = f"fn must be synchronous, not the coroutine function {fn!r}"
-    raise TypeError(msg)
+    __slots__ = ("_circuit", "_permit")
+
+    def __init__(self, circuit: Circuit) -> None:
+        self._circuit = circuit
+        self._permit: Permit | None = None
+
+    def __del__(self) -> None:
+        """Give the permit back if the body never ended."""
+        self._circuit.released(self._permit)
+
+    @override
+    def __enter__(self) -> None:
+        self._permit = self._circuit.acquire()
+
+    @override
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        permit, self._permit = self._permit, None
+        if permit is None:  # entered and left by another `with` statement
+            return
+        if exc is None:
+            self._circuit.succeeded(permit)
+        else:
+            self._circuit.failed(permit, exc)

@@ -55,9 +55,10 @@ class EventQueue(Generic[E]):
                 elif not self._events:  # else one was added as the lock was left
                     return
         finally:
-            if mine:  # the listener was interrupted
+            if mine:  # the listener was interrupted: the others are told all the same
                 with self._lock:
                     self._telling = False
+                self.tell(listener)
 
     def _is_held(self) -> bool:
         """Tell whether this thread holds the lock."""

@@ -1,10 +1,10 @@
 """A group of providers of one kind, of which the first healthy one serves."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from datetime import timedelta
 from threading import Lock
-from types import MappingProxyType
-from typing import Generic, Literal, TypeVar, final
+from types import CoroutineType, MappingProxyType
+from typing import Any, Generic, Literal, TypeVar, cast, final
 
 from resilience import _settings
 from resilience._circuit_breaker import CircuitBreaker
@@ -109,31 +109,39 @@ class FallbackGroup(Generic[T]):
         Raises:
             AllFailedError: The function succeeded with no provider.
             Exception: What `fallback_on` refuses is raised as it is.
+            TypeError: The function returned a coroutine.
         """
         # A loop of its own, without what only streams and sessions need: this is the healthy path.
         entries = self._entries
         run: Run[T] | None = None
         try:
             for entry in entries:
+                started = 0.0 if entry.is_plain else entry.clock()
                 breaker = entry.breaker
                 permit = breaker.try_acquire() if evidence else breaker.try_observe()
                 if permit is None:
                     entry.skipped()
                     continue
-                started = 0.0 if entry.is_plain else entry.clock()
+                call: Call[T] | None = None
                 try:
-                    if entry.workers is None:
+                    if entry.is_plain:
                         result = fn(entry.provider)
                     else:
-                        result = Call(entry, permit).bounded(fn, _drop)
+                        call = Call(entry, permit, started)
+                        result = call.bounded(fn, _drop)
                 except BaseException as error:
-                    entry.failed(permit, error, started)
+                    (call or Call(entry, permit, started)).failed(error)
                     run = run or Run(entries)
                     if not run.moves_on(entry, error):
                         raise
                     continue
-                if permit.failures or not entry.is_plain:
-                    entry.succeeded(permit, started)
+                if CoroutineType is type(result):
+                    (call or Call(entry, permit, started)).cancelled()
+                    _settings.refuse_coroutine(fn, cast("Coroutine[Any, Any, Any]", result))
+                if call is not None:
+                    call.succeeded()
+                elif permit.failures:
+                    breaker.succeeded(permit)
                 return result
             raise (run or Run(entries)).all_failed()
         finally:

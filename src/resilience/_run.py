@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from contextvars import Context, copy_context
 from dataclasses import replace
 from datetime import timedelta
 from threading import Lock
@@ -61,29 +62,10 @@ class Entry(Generic[T]):
             extra = {"resilience_provider": self.name}
             logger.debug("provider %s is skipped", self.name, extra=extra)
         if self._listener is not None:
-            self._report(Outcome.SKIPPED, self.breaker.rejection(), self.clock())
+            self.report(Outcome.SKIPPED, self.breaker.rejection(), self.clock())
 
-    def succeeded(self, permit: Permit, started: float) -> None:
-        """Settle an attempt as a success."""
-        self.breaker.succeeded(permit)
-        self._report(Outcome.SUCCEEDED, None, started)
-
-    def cancelled(self, permit: Permit, started: float) -> None:
-        """Settle an attempt as neither success nor failure."""
-        self.breaker.released(permit)
-        self._report(Outcome.CANCELLED, None, started)
-
-    def failed(self, permit: Permit, error: BaseException, started: float) -> None:
-        """Settle an attempt that raised, as a failure only if the exception counts."""
-        if self.breaker.failed(permit, error):
-            outcome = Outcome.FAILED
-        elif isinstance(error, Exception):
-            outcome = Outcome.IGNORED
-        else:
-            outcome = Outcome.CANCELLED
-        self._report(outcome, error, started)
-
-    def _report(self, outcome: Outcome, error: BaseException | None, started: float) -> None:
+    def report(self, outcome: Outcome, error: BaseException | None, started: float) -> None:
+        """Tell how an attempt has ended that had started at a time of the clock."""
         listener = self._listener
         if listener is None:
             return
@@ -102,32 +84,48 @@ class Call(Generic[T]):
     The first word counts and later ones are not heard, from whichever thread they come.
     """
 
-    __slots__ = ("_once", "_permit", "_started", "_used", "entry")
+    __slots__ = ("_once", "_permit", "_started", "_used", "context", "entry")
 
-    def __init__(self, entry: Entry[T], permit: Permit) -> None:
-        """Start a call that the entry's breaker has admitted."""
+    def __init__(self, entry: Entry[T], permit: Permit, started: float) -> None:
+        """Make a call that the entry's breaker has admitted at a time of its clock."""
         self.entry: Entry[T] = entry
+        # With a time limit, what the provider does for this call it does in one context, on
+        # whichever threads.
+        self.context: Context | None = copy_context() if entry.workers else None
         self._permit = permit
-        self._started = entry.clock()
+        self._started = started
         self._used = 0.0
         self._once = Lock()  # taken once, by the first word
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the first word has been said."""
+        return self._once.locked()
 
     def succeeded(self) -> None:
         """Settle the call as a success."""
         if self._once.acquire(blocking=False):
-            self.entry.succeeded(self._permit, self._started)
+            self.entry.breaker.succeeded(self._permit)
+            self.entry.report(Outcome.SUCCEEDED, None, self._started)
 
     def cancelled(self) -> None:
         """Settle the call as neither success nor failure."""
         if self._once.acquire(blocking=False):
-            self.entry.cancelled(self._permit, self._started)
+            self.entry.breaker.released(self._permit)
+            self.entry.report(Outcome.CANCELLED, None, self._started)
 
     def failed(self, error: BaseException) -> bool:
         """Settle the call as one that raised; False if it was settled before."""
-        first = self._once.acquire(blocking=False)
-        if first:
-            self.entry.failed(self._permit, error, self._started)
-        return first
+        if not self._once.acquire(blocking=False):
+            return False
+        if self.entry.breaker.failed(self._permit, error):
+            outcome = Outcome.FAILED
+        elif isinstance(error, Exception):
+            outcome = Outcome.IGNORED
+        else:
+            outcome = Outcome.CANCELLED
+        self.entry.report(outcome, error, self._started)
+        return True
 
     def bounded(
         self,
@@ -148,8 +146,8 @@ class Call(Generic[T]):
         Raises:
             AttemptTimeoutError: The time is up.
         """
-        workers, provider = self.entry.workers, self.entry.provider
-        if workers is None:
+        workers, provider, context = self.entry.workers, self.entry.provider, self.context
+        if workers is None or context is None:
             return fn(provider)
         timeout = workers.timeout
         started = monotonic() - self._used
@@ -158,6 +156,7 @@ class Call(Generic[T]):
                 lambda: fn(provider),
                 discard,
                 lambda: timeout + idle() + started - monotonic(),
+                context,
             )
         finally:
             self._used = monotonic() - started
@@ -184,12 +183,11 @@ class Run(Generic[T]):
         self._remaining = iter(entries)
         self._failures: dict[str, Exception] = {}
 
-    def begin(self, attempt: Callable[[Call[T]], R], *, evidence: bool = True) -> tuple[Call[T], R]:
+    def begin(self, attempt: Callable[[Call[T]], R]) -> tuple[Call[T], R]:
         """Make attempts with the providers that are left, until one of them succeeds.
 
         Args:
             attempt: Makes one attempt.
-            evidence: False if the breakers shall not learn from the attempts.
 
         Returns:
             The call of the attempt that succeeded, not yet settled, and the attempt's result.
@@ -198,12 +196,12 @@ class Run(Generic[T]):
             AllFailedError: No attempt succeeded.
         """
         for entry in self._remaining:
-            breaker = entry.breaker
-            permit = breaker.try_acquire() if evidence else breaker.try_observe()
+            started = entry.clock()
+            permit = entry.breaker.try_acquire()
             if permit is None:
                 entry.skipped()
                 continue
-            call = Call(entry, permit)
+            call = Call(entry, permit, started)
             try:
                 return call, attempt(call)
             except BaseException as error:
@@ -241,17 +239,15 @@ class Run(Generic[T]):
         return True
 
     def all_failed(self) -> AllFailedError:
-        """Make the error for a way that came to its end, with the last failure as its cause."""
+        """Make the error for a way that came to its end."""
         failures = {
             entry.name: self._failures[entry.name]
             if entry.name in self._failures
             else entry.breaker.rejection()
             for entry in self._entries
         }
-        error = AllFailedError(failures)
-        error.__cause__ = failures[self._entries[-1].name]
         self.forget()
-        return error
+        return AllFailedError(failures)
 
     def forget(self) -> None:
         """Let go of the failures so far; their tracebacks hold what led here."""

@@ -16,9 +16,10 @@ from resilience._run import Call
 class Session(stt.SessionHandle):
     """Hands everything through to a provider's session, and settles its call once.
 
-    The call failed if sending audio or reading transcripts raised what counts as a failure. It
-    succeeded if the session was closed otherwise. Dropping a session without closing it closes it
-    and gives the call's permit back.
+    The first exception that sending audio or reading transcripts raises settles the call: it has
+    failed, or is neither failure nor success if the exception does not count. It succeeded if the
+    session was closed before. Dropping a session without closing it closes it and gives the call's
+    permit back.
 
     May be used by as many threads as the provider's own session.
     """
@@ -27,7 +28,6 @@ class Session(stt.SessionHandle):
         """Watch over a session that has been started."""
         self._call = call
         self._session = session
-        self._ignored: Exception | None = None
         self._once = Lock()  # taken once, by the thread that closes
 
     @property
@@ -55,23 +55,22 @@ class Session(stt.SessionHandle):
     @override
     def close(self) -> None:
         """Settle the call and close the provider's session. Closing again does nothing."""
-        if not self._once.acquire(blocking=False):
-            return
-        if self._ignored is None:
+        try:
             self._call.succeeded()
-        else:
-            self._call.failed(self._ignored)
-        self._session.close()
+        finally:
+            self._close()
 
     def __del__(self) -> None:
-        """Give the permit back if the session was never closed."""
-        if not self._once.acquire(blocking=False):
-            return
+        """Close a session that was never closed, and give the permit back."""
         self._call.cancelled()
         try:
-            self._session.close()
+            self._close()
         except Exception as raised:
             log_swallowed("close() of a provider's session", raised)
+
+    def _close(self) -> None:
+        if self._once.acquire(blocking=False):
+            self._session.close()
 
     def _transcripts(
         self, read: Callable[[], Iterable[stt.Transcript]]
@@ -89,8 +88,5 @@ class Session(stt.SessionHandle):
         try:
             yield
         except Exception as error:
-            if self._call.entry.breaker.counts(error):
-                self._call.failed(error)
-            else:
-                self._ignored = error
+            self._call.failed(error)
             raise

@@ -2,9 +2,9 @@
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from datetime import timedelta
-from typing import TypeAlias, cast
+from typing import Any, NoReturn, TypeAlias, cast
 
 from resilience._log import log_swallowed
 from resilience.exceptions import AttemptTimeoutError, EmptyStreamError
@@ -81,6 +81,13 @@ def is_kind(check: Callable[[object], bool], fn: object) -> bool:
     return any(check(each) for each in (fn, getattr(fn, "__func__", fn), type(fn).__call__))
 
 
+def refuse_coroutine(fn: object, result: Coroutine[Any, Any, Any]) -> NoReturn:
+    """Refuse a function that has returned a coroutine, which is closed."""
+    result.close()  # else the interpreter warns that it was never awaited
+    msg = f"fn must be synchronous, not the coroutine function {fn!r}"
+    raise TypeError(msg)
+
+
 def exception_filter(setting: str, value: object) -> None:
     """Refuse what is neither a type of exceptions, nor a tuple of them, nor a predicate."""
     if not isinstance(value, (type, tuple)):
@@ -98,9 +105,9 @@ def matches(setting: str, wanted: ExceptionFilter, error: Exception) -> bool:
     Types stand for themselves and for the verdicts of this library on a silent provider, which no
     client knows of. A predicate that raises is logged and taken as if it had not been set.
     """
-    if isinstance(wanted, (type, tuple)):
-        return isinstance(error, (wanted, AttemptTimeoutError, EmptyStreamError))
     try:
+        if isinstance(wanted, (type, tuple)):
+            return isinstance(error, (wanted, AttemptTimeoutError, EmptyStreamError))
         return bool(wanted(error))
     except Exception as raised:
         log_swallowed(setting, raised)

@@ -3,8 +3,9 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
+from inspect import GEN_RUNNING, getgeneratorstate
 from itertools import chain
-from threading import Lock
+from threading import RLock
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar, final
 
@@ -28,6 +29,10 @@ class StreamRequest(ABC, Generic[T, R]):
 
     def opened(self, *, empty: bool) -> None:
         """Accept the stream that an attempt has opened, or refuse it by raising."""
+
+    def is_blank(self, _item: R, /) -> bool:
+        """Tell whether an item at the beginning is nothing yet."""
+        return False
 
     def error(self) -> Exception | None:
         """Return what the caller's own input has raised: nobody else's failure."""
@@ -66,13 +71,15 @@ class Reading(Generic[T, R]):
 
     def __init__(self, run: Run[T], request: StreamRequest[T, R]) -> None:
         """Prepare to serve a request on a way through providers."""
-        lock = Lock()
+        # Reentrant, because a signal handler may close the stream that is just being closed.
+        lock = RLock()
         nothing: Source[R] = Source(())
         self._run = run
         self._request = request
         self._lock = lock
-        # Written under the lock. `closed` is read without it, before each item: a reader that is
-        # told too late for one item is told in time for the next.
+        # Written under the lock. `closed` is read without it, before and after each item. Who
+        # closes sets it first and then looks whether somebody reads, a reader is seen to read
+        # first and then looks at it; so one of them sees the other, and ends the stream.
         self._call: Call[T] | None = None
         self._source: Source[R] = nothing
         self.committed = False
@@ -104,13 +111,15 @@ class Reading(Generic[T, R]):
         """Yield all items, and settle the call at the end."""
         try:
             with self._judging():
-                if not self.committed:
+                if not self.closed and not self.committed:
                     self._commit()
-                yield from self._source.first
-                for item in self._source.items:
-                    if self.closed:
-                        return
-                    yield item
+                for items in (self._source.first, self._source.rest()):
+                    for item in items:
+                        if self.closed:
+                            return
+                        yield item
+                        if self.closed:
+                            return
                 self._raise_input_error()
         finally:
             self._end()
@@ -120,16 +129,14 @@ class Reading(Generic[T, R]):
         with self._lock:
             self.closed = True
         self._settle()
-        try:
-            items.close()
-        except ValueError:  # it is running: the reader sees `closed`, and ends the stream
-            return
-        self._end()
+        self._request.ended()
+        if getgeneratorstate(items) != GEN_RUNNING:
+            self._end()
 
     def _open(self, call: Call[T]) -> None:
         self._enter(call)
         opener = self._request.opener()
-        self._source = self._bounded(call, lambda provider: Source(opener(provider)))
+        self._source = self._bounded(call, lambda provider: Source(opener(provider), call.context))
 
     def _commit(self) -> None:
         if self._call is None or not self._fetched(self._call):
@@ -141,7 +148,7 @@ class Reading(Generic[T, R]):
         source = self._source
         self._source = Source(())
         try:
-            self._accept(self._bounded(call, lambda _: source.fetch()))
+            self._accept(self._bounded(call, lambda _: source.fetch(self._request.is_blank)))
         except BaseException as error:
             if not self._run.gave_up(call, error):
                 raise
@@ -151,7 +158,13 @@ class Reading(Generic[T, R]):
     def _open_and_fetch(self, call: Call[T]) -> None:
         self._enter(call)
         opener = self._request.opener()
-        self._accept(self._bounded(call, lambda provider: Source(opener(provider)).fetch()))
+
+        def work(provider: T) -> Source[R]:
+            source = Source(opener(provider), call.context)
+            # An attempt that is over by now wants no item, which may be what costs.
+            return source if call.is_settled else source.fetch(self._request.is_blank)
+
+        self._accept(self._bounded(call, work))
 
     def _bounded(self, call: Call[T], work: Callable[[T], Source[R]]) -> Source[R]:
         return call.bounded(work, lambda source: source.close(), self._request.idle)
@@ -192,8 +205,6 @@ class Reading(Generic[T, R]):
             self._raise_input_error()
             self._fail(error)
             raise
-        except GeneratorExit:
-            raise  # a reader who has had enough
         except BaseException as error:
             self._fail(error)
             raise
@@ -219,6 +230,7 @@ class Reading(Generic[T, R]):
         self._settle()
         self._source.close()
         self._request.ended()
+        self._run.forget()
 
 
 @final

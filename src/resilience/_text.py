@@ -1,7 +1,7 @@
 """A text that every attempt to speak it reads from its beginning, until one of them has audio."""
 
 from collections.abc import Iterable, Iterator
-from threading import Condition
+from threading import Condition, Lock
 from time import monotonic
 from typing import final
 
@@ -119,26 +119,37 @@ class ReplayedText:
 class TextReader(Iterator[str]):
     """The fragments of a text, for one attempt to speak it."""
 
-    __slots__ = ("_idle", "_text", "_waiting_since", "position")
+    __slots__ = ("_idle", "_lock", "_text", "_waiting", "_waiting_since", "position")
 
     def __init__(self, text: ReplayedText) -> None:
         """Stand at the beginning of a text."""
         self._text = text
-        self._idle = 0.0
-        self._waiting_since: float | None = None
         self.position = 0  # in the buffer, guarded by its lock
+        self._lock = Lock()
+        # Guarded by this lock: how many threads of the provider wait, since when, and how long
+        # some thread has waited before.
+        self._waiting = 0
+        self._waiting_since = 0.0
+        self._idle = 0.0
 
     @override
     def __next__(self) -> str:
-        since = self._waiting_since = monotonic()
+        self._wait(1)
         try:
             return self._text.next_for(self)
         finally:
-            # In this order: seen in between, the time is counted twice rather than not at all.
-            self._idle += monotonic() - since
-            self._waiting_since = None
+            self._wait(-1)
 
     def idle(self) -> float:
         """Return the seconds for which this reader has waited."""
-        since = self._waiting_since
-        return self._idle + (0.0 if since is None else monotonic() - since)
+        return self._wait(0)
+
+    def _wait(self, more: int) -> float:
+        """Let one more thread wait, or one less; return for how long some thread has waited."""
+        with self._lock:
+            now = monotonic()
+            if self._waiting:
+                self._idle += now - self._waiting_since
+            self._waiting_since = now
+            self._waiting += more
+            return self._idle

@@ -144,6 +144,10 @@ class _Speech(StreamRequest[tts.Provider, bytes]):
             raise EmptyStreamError
 
     @override
+    def is_blank(self, item: bytes, /) -> bool:
+        return not item
+
+    @override
     def error(self) -> Exception | None:
         return self._text.error
 

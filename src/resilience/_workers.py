@@ -5,7 +5,7 @@ what the call brings in the end is thrown away by the thread that made it.
 """
 
 from collections.abc import Callable
-from contextvars import copy_context
+from contextvars import Context
 from queue import Empty, SimpleQueue
 from threading import Lock, Thread
 from typing import Any, Generic, TypeVar, final
@@ -44,13 +44,15 @@ class Workers:
         fn: Callable[[], R],
         discard: Callable[[R], object],
         remaining: Callable[[], float],
+        context: Context,
     ) -> R:
-        """Make a call on a worker, in a copy of this thread's context.
+        """Make a call on a worker.
 
         Args:
             fn: What to call.
             discard: What to do with a result that comes too late.
             remaining: Tells the seconds left to wait.
+            context: What to call it in.
 
         Returns:
             What the call returned.
@@ -59,8 +61,10 @@ class Workers:
             AttemptTimeoutError: The call was abandoned, or too many earlier ones still hang.
         """
         if self._is_full():
-            raise AttemptTimeoutError(self._provider, self.timeout)
-        task = _Task(fn, discard, self._abandoned)
+            error = AttemptTimeoutError(self._provider, self.timeout)
+            error.add_note(f"It was not even asked: {MAX_ABANDONED} earlier calls still hang.")
+            raise error
+        task = _Task(fn, discard, self._abandoned, context)
         self._worker().accept(task)
         try:
             arrived = task.wait(remaining)
@@ -98,13 +102,17 @@ class _Task(Generic[R]):
     """One call; its outcome belongs to the first who claims it, the caller or the worker."""
 
     def __init__(
-        self, fn: Callable[[], R], discard: Callable[[R], object], abandoned: "set[_Task[Any]]"
+        self,
+        fn: Callable[[], R],
+        discard: Callable[[R], object],
+        abandoned: "set[_Task[Any]]",
+        context: Context,
     ) -> None:
         self.worker: _Worker
         self._fn = fn
         self._discard = discard
         self._abandoned = abandoned
-        self._context = copy_context()
+        self._context = context
         self._claim = Lock()  # taken once, by whoever claims the outcome
         self._done = Lock()  # released once, when the caller may take the outcome
         self._done.acquire()

@@ -43,6 +43,10 @@ class CircuitOpenError(ResilienceError):
             return f"circuit {self.name!r} is open until it is reset"
         return f"circuit {self.name!r} is open, retry in {self.retry_after:.3g} s"
 
+    @override
+    def __reduce__(self) -> tuple[type[Self], tuple[str, float | None], dict[str, object]]:
+        return type(self), (self.name, self.retry_after), vars(self)
+
 
 @final
 class AllFailedError(ResilienceError):
@@ -52,36 +56,42 @@ class AllFailedError(ResilienceError):
 
     Attributes:
         failures: Read-only mapping from the name of each provider to its exception, in the
-            order of the group. A provider that was skipped has a `CircuitOpenError`.
+            order of the group. A provider that was skipped has a `CircuitOpenError` of its name.
         retry_after: Shortest wait in seconds among the skipped providers, None if no provider
             was skipped or none of the skipped can say.
     """
 
     def __init__(self, failures: Mapping[str, Exception]) -> None:
         """Make an error from the failures of all providers, which are copied in."""
-        super().__init__(dict(failures))
-        self.failures: Mapping[str, Exception] = MappingProxyType(dict(failures))
+        failures = dict(failures)
+        reasons = "; ".join(f"{name}: {_describe(error)}" for name, error in failures.items())
+        super().__init__(f"all providers failed: {reasons}")
+        self.__cause__ = next(reversed(failures.values()), None)
+        self.failures: Mapping[str, Exception] = MappingProxyType(failures)
         self.retry_after: float | None = min(
             (
                 error.retry_after
-                for error in self.failures.values()
-                if isinstance(error, CircuitOpenError) and error.retry_after is not None
+                for name, error in failures.items()
+                if isinstance(error, CircuitOpenError)
+                and error.name == name  # else the provider itself has raised it
+                and error.retry_after is not None
             ),
             default=None,
         )
 
     @override
-    def __str__(self) -> str:
-        reasons = "; ".join(f"{name}: {_describe(error)}" for name, error in self.failures.items())
-        return f"all providers failed: {reasons}"
-
-    @override
-    def __reduce__(self) -> tuple[type[Self], tuple[dict[str, Exception]]]:
-        return type(self), ({name: _portable(error) for name, error in self.failures.items()},)
+    def __reduce__(
+        self,
+    ) -> tuple[type[Self], tuple[dict[str, Exception]], dict[str, object]]:
+        failures = {name: _portable(error) for name, error in self.failures.items()}
+        state = {key: value for key, value in vars(self).items() if key != "failures"}
+        return type(self), (failures,), state
 
     def __copy__(self) -> Self:
         """Return an error that shares this one's failures."""
-        return type(self)(self.failures)
+        copied = type(self)(self.failures)
+        vars(copied).update(vars(self))
+        return copied
 
 
 @final
@@ -100,8 +110,8 @@ class AttemptTimeoutError(ResilienceError, TimeoutError):
         self.timeout = timeout
 
     @override
-    def __reduce__(self) -> tuple[type[Self], tuple[str, float]]:
-        return type(self), (self.provider, self.timeout)
+    def __reduce__(self) -> tuple[type[Self], tuple[str, float], dict[str, object]]:
+        return type(self), (self.provider, self.timeout), vars(self)
 
 
 @final
@@ -124,7 +134,7 @@ def _describe(error: BaseException) -> str:
 def _portable(error: Exception) -> Exception:
     """Return the error, or where it cannot be pickled a stand-in with its type and text."""
     try:
-        pickle.loads(pickle.dumps(error))
+        survives = isinstance(pickle.loads(pickle.dumps(error)), Exception)
     except Exception:
-        return ResilienceError(_describe(error))
-    return error
+        survives = False
+    return error if survives else ResilienceError(_describe(error))

@@ -105,7 +105,8 @@ def _text(value: object) -> str:
 
 def _seconds(value: str | None, *, units_per_second: int = 1) -> float | None:
     try:
-        seconds = float(value or "nan") / units_per_second
+        number = "nan" if value is None or "_" in value else value
+        seconds = float(number) / units_per_second
     except ValueError:
         return None
     return seconds if 0 <= seconds <= _LONGEST else None

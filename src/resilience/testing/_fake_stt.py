@@ -94,10 +94,10 @@ class FakeSTT(stt.Provider):
         """Make a recogniser that follows a script.
 
         Args:
-            *steps: One step for each call; a session that hears nothing if omitted.
+            *steps: One step for each call; a new session that hears nothing if omitted.
             clock: What `Pause` advances.
         """
-        self._script = Script[STTStep](steps or (FakeSession(),), clock)
+        self._script = Script[STTStep](steps or ((),), clock)
         self.configs: list[stt.StreamConfig] = []
 
     @override

@@ -72,7 +72,9 @@ class FakeStream(Iterator[R]):
 
     @override
     def __next__(self) -> R:
-        """Return the next item, or raise as the script says."""
+        """Return the next item, or raise as the script says; a closed stream is at its end."""
+        if self.closed:
+            raise StopIteration
         return next(self._items)
 
     def close(self) -> None:

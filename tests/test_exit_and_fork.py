@@ -1,0 +1,256 @@
+"""What hangs keeps no interpreter from ending, and no forked child from working."""
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+import resilience
+
+LIMIT = 60.0
+"""Seconds after which a test has failed; what hangs in a child hangs for ever."""
+
+PRELUDE = """
+    import logging, os, sys, threading
+    from resilience import (
+        AllFailedError, AttemptTimeoutError, CircuitBreakerConfig, FallbackConfig, FallbackGroup,
+        LLMFallback, STTFallback, State, TTSFallback, llm, stt, tts,
+    )
+    from resilience.testing import FakeLLM, FakeSession, FakeSTT, FakeTTS
+
+    logging.getLogger("resilience").setLevel(logging.ERROR)
+    for_ever = threading.Event()
+    request = llm.CompletionRequest(messages=(llm.Message(role="user", content="Hello?"),))
+    voice = tts.VoiceProfile(id="any")
+    many = CircuitBreakerConfig(max_failures=10**6)
+    short = FallbackConfig(circuit_breaker=many, attempt_timeout=0.01)
+    long = FallbackConfig(circuit_breaker=many, attempt_timeout=30.0)
+"""
+
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+
+
+def finish(program: str) -> subprocess.CompletedProcess[str]:
+    """Run a program in an interpreter of its own, which must end within the limit."""
+    source = Path(resilience.__file__).parents[1]
+    return subprocess.run(  # noqa: S603
+        [sys.executable, "-c", textwrap.dedent(PRELUDE) + textwrap.dedent(program)],
+        env={**os.environ, "PYTHONPATH": str(source), "PYTHONWARNINGS": "ignore"},
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+        check=False,
+    )
+
+
+def run(program: str) -> str:
+    """Run a program that ends without an error, and return what it prints."""
+    done = finish(program)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+class TestExit:
+    """The interpreter ends at once, whatever its workers are doing."""
+
+    def test_with_workers_that_hang(self) -> None:
+        """Calls that hang for ever do not keep the interpreter from ending, nor make it noisy."""
+        said = run("""
+            hang = for_ever.wait
+            model = LLMFallback(FakeLLM([hang, "late"]), "hung", short)
+            model.add_fallback("backup", FakeLLM("in time"), attempt_timeout=0)
+            ears = STTFallback(FakeSTT([hang, FakeSession()]), "hung", short)
+            ears.add_fallback("backup", FakeSTT(FakeSession("heard")), attempt_timeout=0)
+            speech = TTSFallback(FakeTTS([hang, b"late"]), "hung", short)
+            speech.add_fallback("backup", FakeTTS(), attempt_timeout=0)
+            for _ in range(10):
+                assert model.complete(request).content == "in time"
+                assert len(list(model.stream_completion(request))) == 3
+                ears.start_stream(stt.StreamConfig()).close()
+                assert b"".join(speech.synthesize_stream("Hello.", voice)) == b"Hello."
+            print(sum(thread.name == "resilience-hung" for thread in threading.enumerate()))
+        """)
+
+        assert said == "40\n"
+
+    def test_with_idle_workers_and_open_streams(self) -> None:
+        """Nor do workers that wait for calls, and streams and sessions that were never closed."""
+        said = run("""
+            model = LLMFallback(FakeLLM("in time, but unread"), "model", long)
+            stream = model.stream_completion(request)
+            session = STTFallback(FakeSTT(), "ears", long).start_stream(stt.StreamConfig())
+            audio = TTSFallback(FakeTTS(), "voice", long).synthesize_stream(["One ", "two."], voice)
+            print(next(stream).content, next(audio).decode())
+        """)
+
+        assert said == "in  One \n"
+
+    def test_while_a_caller_waits(self) -> None:
+        """Nor does a daemonic thread that still waits for a worker."""
+        said = run("""
+            entered = threading.Event()
+            def hang(provider):
+                entered.set()
+                for_ever.wait()
+            group = FallbackGroup("hung", "hung", long)
+            threading.Thread(target=group.execute, args=(hang,), daemon=True).start()
+            print(entered.wait(30))
+        """)
+
+        assert said == "True\n"
+
+    def test_by_an_error(self) -> None:
+        """An error that nobody catches is printed, what is registered is run, and that is all."""
+        done = finish("""
+            import atexit
+            atexit.register(print, "ended", flush=True)
+            FallbackGroup("hung", "hung", short).execute(lambda provider: for_ever.wait())
+        """)
+
+        assert (done.returncode, done.stdout) == (1, "ended\n")
+        assert done.stderr.splitlines()[-1] == (
+            "resilience.exceptions.AllFailedError: all providers failed: "
+            "hung: AttemptTimeoutError: 'hung' did not answer within 0.01 s"
+        )
+
+
+CHILD = """
+    import traceback
+    def in_child(work):
+        sys.stdout.flush()
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                work()
+                sys.stdout.flush()
+                code = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(code)
+        assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+def run_forking(program: str) -> str:
+    """Run a program that has a function `in_child`, and return what it and its children print."""
+    return run(textwrap.dedent(CHILD) + textwrap.dedent(program))
+
+
+@needs_fork
+class TestFork:
+    """A child has none of its parent's threads, and makes its own."""
+
+    def test_with_idle_workers(self) -> None:
+        """A child whose parent left it idle workers makes calls with workers of its own."""
+        said = run_forking("""
+            model = LLMFallback(FakeLLM("in time"), "model", long)
+            def call():
+                print(model.complete(request).content)
+                print("".join(chunk.content for chunk in model.stream_completion(request)))
+            call()
+            for _ in range(3):
+                in_child(call)
+            call()
+        """)
+
+        assert said == "in time\n" * 10
+
+    def test_with_several_idle_workers(self) -> None:
+        """However many idle workers it was left, and however deep the children."""
+        said = run_forking("""
+            group = FallbackGroup("provider", "name", long)
+            barrier = threading.Barrier(8)
+            def meet():
+                group.execute(lambda provider: barrier.wait(30))
+            threads = [threading.Thread(target=meet) for _ in range(8)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            def calls():
+                workers = {group.execute(lambda p: threading.current_thread()) for _ in range(20)}
+                print(len(workers), all(worker.is_alive() for worker in workers))
+            in_child(lambda: (calls(), in_child(calls)))
+            calls()
+        """)
+
+        assert said == "1 True\n" * 3
+
+    def test_with_calls_that_hang_in_the_parent(self) -> None:
+        """The 64 calls that hang in the parent refuse further ones there, but not in the child."""
+        said = run_forking("""
+            hung = FallbackGroup("provider", "hung", short)
+            def call(fn):
+                try:
+                    return hung.execute(fn)
+                except AllFailedError as error:
+                    return type(error.failures["hung"]).__name__
+            for _ in range(64):
+                assert call(lambda provider: for_ever.wait()) == "AttemptTimeoutError"
+            called = []
+            def answers():
+                for _ in range(1000):  # the limit is short
+                    call(lambda provider: called.append(provider))
+                    if called:
+                        break
+                print(bool(called))
+            in_child(answers)
+            answers()
+            hangs = [call(lambda provider: for_ever.wait()) for _ in range(2)]
+            print(hangs == ["AttemptTimeoutError"] * 2)
+        """)
+
+        assert said == "True\nFalse\nTrue\n"
+
+    def test_while_a_call_is_under_way(self) -> None:
+        """A child that is forked while a call is under way works, and the call goes on."""
+        said = run_forking("""
+            entered, over = threading.Event(), threading.Event()
+            def wait(provider):
+                entered.set()
+                return over.wait(30)
+            group = FallbackGroup("provider", "name", long)
+            answers = []
+            caller = threading.Thread(target=lambda: answers.append(group.execute(wait)))
+            caller.start()
+            assert entered.wait(30)
+            in_child(lambda: print(group.execute(lambda provider: provider)))
+            over.set()
+            caller.join()
+            print(*answers)
+        """)
+
+        assert said == "provider\nTrue\n"
+
+    def test_from_within_a_worker(self) -> None:
+        """A provider that forks has a child that can make calls."""
+        said = run_forking("""
+            group = FallbackGroup("provider", "name", long)
+            def answer():
+                print(group.execute(lambda provider: provider))
+            print(group.execute(lambda provider: in_child(answer)))
+            answer()
+        """)
+
+        assert said == "provider\nNone\nprovider\n"
+
+    def test_a_child_that_hangs_ends(self) -> None:
+        """A child with calls that hang ends as promptly as its parent."""
+        said = run_forking("""
+            def hang():
+                group = FallbackGroup("provider", "hung", short)
+                group.add_fallback("backup", "backup", attempt_timeout=0)
+                def call(provider):
+                    return provider if provider == "backup" else for_ever.wait()
+                print(group.execute(call))
+                print(group.breakers["hung"].state)
+            hang()
+            in_child(hang)
+        """)
+
+        assert said == "backup\nclosed\n" * 2

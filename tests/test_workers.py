@@ -1,0 +1,471 @@
+"""Threads on which a call can be left behind: used again, bounded, and gone when idle."""
+
+import logging
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from functools import partial
+from queue import Empty, SimpleQueue
+from time import monotonic
+from typing import Any, Generic, TypeVar
+
+import pytest
+from typing_extensions import override
+
+from resilience import AttemptTimeoutError, _workers
+from resilience._workers import MAX_ABANDONED, Workers
+
+R = TypeVar("R")
+
+LIMIT = 30.0
+"""Seconds after which a test has failed."""
+
+
+class Slow(Generic[R]):
+    """A call that hangs until it is let go, and tells when nobody holds it any more."""
+
+    def __init__(self, bring: Callable[[], R]) -> None:
+        """Hang, and then return what a function returns."""
+        self.entered = threading.Event()
+        self.over = threading.Event()
+        self.released = threading.Event()
+        self.thread: threading.Thread | None = None
+        self._bring = bring
+
+    def __call__(self) -> R:
+        """Hang until it is over."""
+        self.thread = threading.current_thread()
+        self.entered.set()
+        assert self.over.wait(LIMIT)
+        return self._bring()
+
+    def tracked(self) -> Callable[[], R]:
+        """Return this call as an object that nobody else holds."""
+        call = _Held(self)
+        weakref.finalize(call, self.released.set)
+        return call
+
+    def end(self) -> None:
+        """Let it go, and wait until its worker has done with it."""
+        self.over.set()
+        assert self.released.wait(LIMIT)
+
+
+class _Held(Generic[R]):
+    """A call that can be watched as it dies."""
+
+    def __init__(self, call: Slow[R]) -> None:
+        self._call = call
+
+    def __call__(self) -> R:
+        return self._call()
+
+
+@pytest.fixture
+def slow() -> Iterator[Slow[str]]:
+    """Return a call that brings "late", at the latest at the end of the test."""
+    call = Slow(lambda: "late")
+    yield call
+    call.over.set()
+
+
+@pytest.fixture
+def rested(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Return an event that tells when a worker has delivered the outcome of a call."""
+    event = threading.Event()
+    rest: Callable[[object], None] = vars(_workers)["_Worker"].rest
+
+    def rest_and_tell(worker: object) -> None:
+        rest(worker)
+        event.set()
+
+    monkeypatch.setattr("resilience._workers._Worker.rest", rest_and_tell)
+    return event
+
+
+def drop(_result: object) -> None:
+    """Let go of a result."""
+
+
+def until(seconds: float) -> Callable[[], float]:
+    """Return a function that tells how much is left of some seconds."""
+    end = monotonic() + seconds
+    return lambda: end - monotonic()
+
+
+def call(workers: Workers, fn: Callable[[], R]) -> R:
+    """Make a call that has time enough."""
+    return workers.call(fn, drop, until(LIMIT))
+
+
+def abandon(
+    workers: Workers, slow: Slow[R], discard: Callable[[R], object] = drop, seconds: float = 0.01
+) -> None:
+    """Make a call whose time is soon up."""
+    with pytest.raises(AttemptTimeoutError):
+        workers.call(slow.tracked(), discard, until(seconds))
+
+
+class TestThreads:
+    """A thread is made when none is idle, and ends when it is idle for long."""
+
+    def test_a_thread_is_used_again(self) -> None:
+        """One call after the other is made on one and the same thread."""
+        workers = Workers("model", LIMIT)
+
+        threads = {call(workers, threading.current_thread) for _ in range(1000)}
+
+        assert len(threads) == 1
+        assert threading.current_thread() not in threads
+
+    def test_threads_are_daemonic_and_have_a_name(self) -> None:
+        """No thread keeps the interpreter from ending, and each tells whose it is."""
+        thread = call(Workers("model", LIMIT), threading.current_thread)
+
+        assert thread.daemon
+        assert thread.name == "resilience-model"
+
+    def test_an_abandoned_thread_is_used_again(self, slow: Slow[str]) -> None:
+        """While a call hangs there is another thread; once it has ended, its thread works on."""
+        workers = Workers("model", 0.01)
+
+        abandon(workers, slow)
+        assert slow.entered.wait(LIMIT)
+        other = call(workers, threading.current_thread)
+        slow.end()
+        barrier = threading.Barrier(2)
+        threads: list[threading.Thread] = []
+
+        def meet() -> None:
+            barrier.wait(LIMIT)
+            threads.append(threading.current_thread())
+
+        callers = [threading.Thread(target=call, args=(workers, meet)) for _ in range(2)]
+        for caller in callers:
+            caller.start()
+        for caller in callers:
+            caller.join(LIMIT)
+
+        assert other is not slow.thread
+        assert set(threads) == {other, slow.thread}
+
+    def test_an_idle_thread_ends(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A thread that has had nothing to do for long ends, and the next call makes a new one."""
+        monkeypatch.setattr(_workers, "IDLE_SECONDS", 0.01)
+        workers = Workers("model", LIMIT)
+
+        first = call(workers, threading.current_thread)
+        first.join(LIMIT)
+        second = call(workers, threading.current_thread)
+
+        assert not first.is_alive()
+        assert second is not first
+
+    def test_a_thread_that_is_given_a_call_does_not_end(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A thread whose idle time is over while a call is on its way to it makes that call."""
+        monkeypatch.setattr(_workers, "SimpleQueue", HastyQueue)
+
+        assert Workers("model", LIMIT / 3).call(lambda: "made", drop, until(LIMIT / 3)) == "made"
+
+    def test_no_call_is_lost_when_threads_end(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """However often threads end, each call is made."""
+        monkeypatch.setattr(_workers, "IDLE_SECONDS", 0.0002)
+        workers = Workers("model", LIMIT)
+
+        numbers, threads = in_threads(workers, callers=4, calls=200)
+
+        assert numbers == sorted(numbers)
+        assert len(numbers) == 800
+        assert threading.current_thread() not in threads
+
+    def test_as_many_threads_as_calls_at_once(self) -> None:
+        """Each caller gets its own result, and there are no more threads than callers."""
+        numbers, threads = in_threads(Workers("model", LIMIT), callers=8, calls=200)
+
+        assert numbers == list(range(1600))
+        assert len(threads) <= 8
+
+
+class HastyQueue(SimpleQueue[Any]):
+    """A queue whose reader finds that its time is over several times."""
+
+    def __init__(self) -> None:
+        """Prepare to be empty."""
+        self._left = 3
+
+    @override
+    def get(self, block: bool = True, timeout: float | None = None) -> Any:
+        """Return the next item, but not at the first attempts."""
+        if self._left:
+            self._left -= 1
+            raise Empty
+        return super().get(block, timeout)
+
+
+def in_threads(
+    workers: Workers, *, callers: int, calls: int
+) -> tuple[list[int], set[threading.Thread]]:
+    """Make calls in several threads at once, and return their results and their workers."""
+    results: list[tuple[int, threading.Thread]] = []
+    barrier = threading.Barrier(callers)
+
+    def answer(number: int) -> tuple[int, threading.Thread]:
+        return number, threading.current_thread()
+
+    def make_calls(first: int) -> None:
+        barrier.wait(LIMIT)
+        for number in range(first, first + calls):
+            result = call(workers, partial(answer, number))
+            assert result[0] == number
+            results.append(result)
+
+    threads = [
+        threading.Thread(target=make_calls, args=(caller * calls,)) for caller in range(callers)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(LIMIT)
+    return sorted(number for number, _ in results), {worker for _, worker in results}
+
+
+class TestTime:
+    """The caller asks how much time is left, and waits no longer."""
+
+    def test_no_time_left(self, slow: Slow[str]) -> None:
+        """A call whose time is up from the beginning is abandoned."""
+        workers = Workers("model", 0.5)
+
+        with pytest.raises(AttemptTimeoutError) as caught:
+            workers.call(slow, drop, lambda: 0.0)
+
+        assert (caught.value.provider, caught.value.timeout) == ("model", 0.5)
+
+    def test_time_that_is_added(self, slow: Slow[str]) -> None:
+        """If there is time left after all when the time is up, the caller waits on."""
+        answers = iter([0.001, 0.001, 0.001, LIMIT])
+
+        def remaining() -> float:
+            left = next(answers)
+            if left == LIMIT:
+                slow.over.set()
+            return left
+
+        assert Workers("model", 0.001).call(slow, drop, remaining) == "late"
+
+    def test_a_result_in_the_last_moment(
+        self, rested: threading.Event, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A result that is there when the time is up is in time, and its call is not abandoned."""
+        monkeypatch.setattr(_workers, "MAX_ABANDONED", 1)
+        workers = Workers("model", LIMIT)
+        discarded: list[str] = []
+
+        def remaining() -> float:
+            assert rested.wait(LIMIT)
+            return 0.0
+
+        assert workers.call(lambda: "just so", discarded.append, remaining) == "just so"
+        assert call(workers, lambda: "next") == "next"
+        assert discarded == []
+
+
+class TestErrors:
+    """What a call raises, in time or too late."""
+
+    @pytest.mark.parametrize(
+        "error", [ValueError, StopIteration, GeneratorExit, SystemExit, KeyboardInterrupt]
+    )
+    def test_an_error_reaches_the_caller(self, error: type[BaseException]) -> None:
+        """Whatever a call raises is raised to the caller as it is, and the thread works on."""
+        workers = Workers("model", LIMIT)
+        raised = error("what it says")
+        threads: list[threading.Thread] = []
+
+        def fail() -> None:
+            threads.append(threading.current_thread())
+            raise raised
+
+        with pytest.raises(error) as caught:
+            call(workers, fail)
+
+        assert caught.value is raised
+        assert call(workers, threading.current_thread) is threads[0]
+
+    @pytest.mark.parametrize("error", [ValueError, SystemExit])
+    def test_a_late_error_is_logged(
+        self, error: type[BaseException], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """An error that comes too late is logged by its type, without its text."""
+        caplog.set_level(logging.DEBUG, "resilience")
+
+        def fail() -> str:
+            prompt = "the prompt"
+            raise error(prompt)
+
+        slow = Slow(fail)
+        discarded: list[str] = []
+
+        abandon(Workers("model", 0.01), slow, discarded.append)
+        slow.end()
+
+        (record,) = caplog.records
+        assert record.levelno == logging.DEBUG
+        assert record.getMessage() == f"an abandoned call raised {error.__name__}"
+        assert discarded == []
+
+    def test_a_late_result_is_discarded_once(self, slow: Slow[str]) -> None:
+        """A result that comes too late is handed to `discard`, in the worker and not before."""
+        discarded: list[tuple[str, threading.Thread]] = []
+
+        abandon(
+            Workers("model", 0.01),
+            slow,
+            lambda result: discarded.append((result, threading.current_thread())),
+        )
+        before = list(discarded)
+        slow.end()
+
+        assert before == []
+        assert slow.thread is not None
+        assert discarded == [("late", slow.thread)]
+
+    def test_an_error_of_discarding_is_logged(
+        self, slow: Slow[str], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """If discarding raises, that is logged, and the thread works on."""
+        workers = Workers("model", 0.01)
+
+        def fail(_result: str) -> None:
+            raise ConnectionError
+
+        abandon(workers, slow, fail)
+        slow.end()
+
+        (record,) = caplog.records
+        assert record.getMessage().startswith(
+            "closing what an abandoned call returned raised ConnectionError at "
+        )
+        assert call(workers, threading.current_thread) is slow.thread
+
+
+class TestInterruptions:
+    """What comes of a call whose caller is interrupted while it waits."""
+
+    def test_its_result_is_discarded_by_the_worker(self, slow: Slow[str]) -> None:
+        """The interruption passes on at once, and the late result is discarded once."""
+        discarded: list[tuple[str, threading.Thread]] = []
+        answers = iter([0.01])
+
+        def remaining() -> float:
+            for left in answers:
+                return left
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            Workers("model", LIMIT).call(
+                slow.tracked(),
+                lambda result: discarded.append((result, threading.current_thread())),
+                remaining,
+            )
+        slow.end()
+
+        assert slow.thread is not None
+        assert discarded == [("late", slow.thread)]
+
+    def test_its_result_may_be_there_already(self, rested: threading.Event) -> None:
+        """A result that is there when the caller is interrupted is discarded by the caller."""
+        discarded: list[tuple[str, threading.Thread]] = []
+
+        def remaining() -> float:
+            assert rested.wait(LIMIT)
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            Workers("model", LIMIT).call(
+                lambda: "unwanted",
+                lambda result: discarded.append((result, threading.current_thread())),
+                remaining,
+            )
+
+        assert discarded == [("unwanted", threading.current_thread())]
+
+    def test_it_counts_as_abandoned_until_it_ends(
+        self, slow: Slow[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A call whose caller was interrupted hangs like any other."""
+        monkeypatch.setattr(_workers, "MAX_ABANDONED", 1)
+        workers = Workers("model", LIMIT)
+
+        def remaining() -> float:
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            workers.call(slow.tracked(), drop, remaining)
+
+        with pytest.raises(AttemptTimeoutError):
+            call(workers, lambda: "refused")
+        slow.end()
+        assert call(workers, lambda: "admitted") == "admitted"
+
+
+class TestBound:
+    """Only so many calls may hang."""
+
+    def test_further_calls_are_refused(
+        self, slow: Slow[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """With so many calls hanging no other is made, until one of them comes back."""
+        monkeypatch.setattr(_workers, "MAX_ABANDONED", 2)
+        workers = Workers("model", 0.01)
+        other = Slow(lambda: "later")
+        made: list[str] = []
+        for hanging in (slow, other):
+            abandon(workers, hanging)
+            assert hanging.entered.wait(LIMIT)
+        threads = threading.active_count()
+
+        for _ in range(10):
+            with pytest.raises(AttemptTimeoutError) as caught:
+                call(workers, lambda: made.append("refused"))
+            assert (caught.value.provider, caught.value.timeout) == ("model", 0.01)
+
+        assert threading.active_count() <= threads
+        slow.end()
+        call(workers, lambda: made.append("admitted"))
+        other.end()
+        assert made == ["admitted"]
+
+    def test_a_call_whose_thread_is_gone_hangs_no_more(
+        self, slow: Slow[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A thread that has died leaves nothing behind that would refuse further calls."""
+        monkeypatch.setattr(_workers, "MAX_ABANDONED", 1)
+        monkeypatch.setattr(threading, "excepthook", drop)
+        workers = Workers("model", 0.01)
+
+        def end_the_thread(_result: str) -> None:
+            raise SystemExit
+
+        abandon(workers, slow, end_the_thread)
+        assert slow.entered.wait(LIMIT)
+        slow.over.set()
+        assert slow.thread is not None
+        slow.thread.join(LIMIT)
+
+        assert call(workers, lambda: "admitted") == "admitted"
+
+    def test_providers_have_bounds_of_their_own(
+        self, slow: Slow[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The calls of one provider that hang refuse none of another."""
+        monkeypatch.setattr(_workers, "MAX_ABANDONED", 1)
+        abandon(Workers("model", 0.01), slow)
+
+        assert call(Workers("other", LIMIT), lambda: "admitted") == "admitted"
+
+    def test_the_bound_is_64(self) -> None:
+        """The number that the docs tell is the number."""
+        assert MAX_ABANDONED == 64

@@ -17,7 +17,7 @@ from resilience._workers import MAX_ABANDONED, Workers
 
 R = TypeVar("R")
 
-LIMIT = 30.0
+LIMIT = 60.0
 """Seconds after which a test has failed."""
 
 

@@ -118,6 +118,25 @@ class TestThreads:
         assert len(threads) == 1
         assert threading.current_thread() not in threads
 
+    def test_a_thread_rests_before_its_caller_goes_on(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Whoever has a result finds the thread that made it idle, so one thread is enough."""
+        went_on = threading.Event()
+        too_late: list[bool] = []
+        rest: Callable[[object], None] = vars(_workers)["_Worker"].rest
+
+        def rest_slowly(worker: object) -> None:
+            too_late.append(went_on.wait(0.05))
+            rest(worker)
+
+        monkeypatch.setattr("resilience._workers._Worker.rest", rest_slowly)
+
+        call(Workers("model", LIMIT), lambda: None)
+        went_on.set()
+
+        assert too_late == [False]
+
     def test_threads_are_daemonic_and_have_a_name(self) -> None:
         """No thread keeps the interpreter from ending, and each tells whose it is."""
         thread = call(Workers("model", LIMIT), threading.current_thread)

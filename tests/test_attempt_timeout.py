@@ -1168,6 +1168,25 @@ class TestSpeech:
         assert b"".join(group.synthesize_stream(slow_text(), VOICE)) == b"One two."
         assert not hang.over.is_set()
 
+    def test_waiting_excuses_only_the_attempt_that_waits(self) -> None:
+        """What one synthesiser has waited for the text is not given to the next one."""
+
+        def slow_text() -> Iterator[str]:
+            let_pass(0.2)
+            yield "One."
+
+        def waited() -> float:
+            hang = Hang()
+            group = TTSFallback(FakeTTS([Take(1), ConnectionError()]), "primary")
+            group.add_fallback("second", FakeTTS([Take(1), hang]), attempt_timeout=0.2)
+            begin = monotonic()
+            with pytest.raises(AllFailedError):
+                list(group.synthesize_stream(slow_text(), VOICE))
+            hang.over.set()
+            return monotonic() - begin
+
+        assert any(0.4 <= waited() < 0.55 for _ in range(TRIES))
+
 
 def test_the_error_tells_who_and_how_long(hang: Hang) -> None:
     """A timeout is an error of this library and a `TimeoutError`, with the name and the limit."""

@@ -188,6 +188,23 @@ class TestThreads:
 
         assert Workers("model", LIMIT / 3).call(lambda: "made", drop, until(LIMIT / 3)) == "made"
 
+    def test_another_caller_may_be_faster(self) -> None:
+        """A caller whose idle thread is snatched away makes a new one."""
+        workers = Workers("model", LIMIT)
+        vars(workers)["_idle"] = Snatched()
+
+        assert call(workers, lambda: "made") == "made"
+
+    def test_a_thread_that_is_gone_is_not_used(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A thread that lives no more, as after a fork, is passed over."""
+        monkeypatch.setattr(_workers, "IDLE_SECONDS", 0.01)
+        workers = Workers("model", LIMIT)
+        gone = call(workers, threading.current_thread)
+        gone.join(LIMIT)
+        vars(workers)["_idle"].append(gone)
+
+        assert call(workers, threading.current_thread) is not gone
+
     def test_no_call_is_lost_when_threads_end(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """However often threads end, each call is made."""
         monkeypatch.setattr(_workers, "IDLE_SECONDS", 0.0002)
@@ -221,6 +238,14 @@ class HastyQueue(SimpleQueue[Any]):
             self._left -= 1
             raise Empty
         return super().get(block, timeout)
+
+
+class Snatched(list[threading.Thread]):
+    """A list that has an item when it is asked, and none when that is taken."""
+
+    @override
+    def __len__(self) -> int:
+        return super().__len__() or 1
 
 
 def in_threads(

@@ -1,0 +1,58 @@
+"""Real programs and real clients: skipped as a whole, with the reason, where a part is missing."""
+
+import importlib
+import importlib.util
+import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from typing_extensions import override
+
+PACKAGES = ("anthropic", "deepgram", "elevenlabs", "httpx", "openai", "pocketsphinx")
+MISSING = [f"the package {name}" for name in PACKAGES if not importlib.util.find_spec(name)]
+if not shutil.which("flite"):
+    MISSING.append("the program flite")
+
+if not MISSING:
+    with warnings.catch_warnings():
+        # It imports a part of another package that is deprecated, which fails no test of ours.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        importlib.import_module("deepgram.listen.v1.client")
+
+
+class _LeftOut(pytest.Item):
+    """Stands for a module that is not even imported."""
+
+    @override
+    def runtest(self) -> None:
+        pytest.skip(f"not installed: {', '.join(MISSING)}")
+
+
+class _Module(pytest.Module):
+    @override
+    def collect(self) -> Iterator[pytest.Item]:
+        yield _LeftOut.from_parent(self, name="left_out")
+
+
+def pytest_pycollect_makemodule(
+    module_path: Path, parent: pytest.Collector
+) -> pytest.Module | None:
+    """Import no module of this folder where something is missing."""
+    return _Module.from_parent(parent, path=module_path) if MISSING else None
+
+
+@pytest.fixture(autouse=True)
+def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reach this machine directly, whatever the environment says."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+
+
+@pytest.fixture
+def parts() -> Iterator[ExitStack]:
+    """Close what a test has started, the last first."""
+    with ExitStack() as stack:
+        yield stack

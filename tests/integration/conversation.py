@@ -1,0 +1,149 @@
+"""A turn of a conversation by voice, as an application takes it, and what became of it."""
+
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from typing import TypeVar, final
+
+from integration.speech import (
+    PHRASES,
+    QUESTION,
+    SAMPLE_RATE,
+    SILENCE,
+    VOICES,
+    recognise,
+    speak,
+    words_of,
+)
+from resilience import (
+    Attempt,
+    CircuitBreakerConfig,
+    FallbackConfig,
+    LLMFallback,
+    Outcome,
+    STTFallback,
+    TTSFallback,
+    http,
+    llm,
+    stt,
+    tts,
+)
+
+T = TypeVar("T")
+
+PIECE = 8_000  # bytes of audio
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """What a user has of a turn.
+
+    Attributes:
+        heard: The words of the question as the application heard it.
+        text: The answer as the model wrote it.
+        understood: The words of the spoken answer as the user heard it.
+        audio: The spoken answer.
+        errors: What the application was told on the way, after which it tried once more.
+    """
+
+    heard: str
+    text: str
+    understood: str
+    audio: bytes
+    errors: tuple[Exception, ...]
+
+
+class Assistant:
+    """Three adapters, each with the primary and the backup of a test."""
+
+    def __init__(
+        self,
+        *,
+        ears: tuple[stt.Provider, stt.Provider],
+        model: tuple[llm.Provider, llm.Provider],
+        voice: tuple[tts.Provider, tts.Provider],
+        attempt_timeout: float | None = None,
+    ) -> None:
+        """Put each pair behind one object."""
+        self.attempts: dict[str, list[tuple[str, Outcome]]] = {"stt": [], "llm": [], "tts": []}
+        self._failed: list[BaseException] = []
+
+        def config(kind: str) -> FallbackConfig:
+            def on_attempt(attempt: Attempt) -> None:
+                self.attempts[kind].append((attempt.provider, attempt.outcome))
+
+            return FallbackConfig(
+                circuit_breaker=CircuitBreakerConfig(
+                    max_failures=1,
+                    failure_on=http.is_provider_fault,
+                    retry_after=http.retry_after,
+                ),
+                on_attempt=on_attempt,
+                attempt_timeout=attempt_timeout,
+            )
+
+        self.stt = STTFallback(ears[0], "primary", config("stt"))
+        self.stt.add_fallback("backup", ears[1])
+        self.llm = LLMFallback(model[0], "primary", config("llm"))
+        self.llm.add_fallback("backup", model[1])
+        self.tts = TTSFallback(voice[0], "primary", config("tts"))
+        self.tts.add_fallback("backup", voice[1], voices={"slt": VOICES["rms"]})
+
+    def take_turn(self, *, streaming: bool = True) -> Turn:
+        """Hear a question, answer it, and listen to the answer."""
+        errors: list[Exception] = []
+        question = speak(QUESTION)
+        heard = _once_more(lambda: self._hear(question), errors)
+        text, audio = _once_more(lambda: self._answer(heard, streaming=streaming), errors)
+        return Turn(
+            heard=heard,
+            text=text,
+            understood=recognise(audio),
+            audio=audio,
+            errors=tuple(errors),
+        )
+
+    def _hear(self, audio: bytes) -> str:
+        config = stt.StreamConfig(sample_rate=SAMPLE_RATE, language="en-US", keywords=PHRASES)
+        with closing(self.stt.start_stream(config)) as session:
+            for start in range(0, len(audio), PIECE):
+                session.send_audio(audio[start : start + PIECE])
+            session.send_audio(SILENCE)
+            return next(session.finals()).text
+
+    def _answer(self, words: str, *, streaming: bool) -> tuple[str, bytes]:
+        """Return text and audio of an answer; streaming, the model's stream feeds the speaker."""
+        request = llm.CompletionRequest(
+            messages=(llm.Message(role="user", content=words),), max_tokens=8
+        )
+        text: list[str] = []
+
+        def fragments() -> Iterator[str]:
+            if not streaming:
+                text.append(self.llm.complete(request).content)
+                yield text[0]
+                return
+            with self.llm.stream_completion(request) as chunks:
+                for chunk in chunks:
+                    text.append(chunk.content)
+                    yield chunk.content
+
+        with self.tts.synthesize_stream(fragments(), VOICES["slt"]) as speech:
+            audio = b"".join(speech)
+        return "".join(text), audio
+
+
+def _once_more(work: Callable[[], T], errors: list[Exception]) -> T:
+    """Work, and if the application is told of an error, keep it and try a second time."""
+    try:
+        return work()
+    except Exception as error:  # noqa: BLE001 - the tests look at it
+        errors.append(error)
+        return work()
+
+
+def check_words(turn: Turn, model: str) -> None:
+    """Every word was heard, on both sides, and the answer is that of one model."""
+    assert turn.heard == QUESTION
+    assert words_of(turn.text) == turn.understood == f"this is {model} rain is water from clouds"

@@ -1,0 +1,25 @@
+"""A recogniser in a process of its own: pieces of audio come in, a line goes out for each phrase.
+
+Each piece is its length in bytes, in four of them, and 16-bit PCM. A silent piece ends a phrase.
+"""
+
+import sys
+
+from integration.speech import SILENCE, recognise
+
+
+def main() -> None:
+    """Listen until standard input is closed."""
+    recognise(SILENCE)  # loads the model
+    print("ready", flush=True)
+    audio = b""
+    while head := sys.stdin.buffer.read(4):
+        piece = sys.stdin.buffer.read(int.from_bytes(head, "big"))
+        audio += piece
+        if not any(piece):
+            print(recognise(audio), flush=True)
+            audio = b""
+
+
+if __name__ == "__main__":
+    main()

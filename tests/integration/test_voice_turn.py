@@ -1,0 +1,62 @@
+"""A whole turn by voice with nothing broken: question, answer, and every word of both."""
+
+from contextlib import ExitStack, closing
+
+import pytest
+
+from integration.conversation import Assistant, check_words
+from integration.programs import Flite, Pocketsphinx, PocketsphinxProcess
+from integration.servers import serve
+from integration.speech import answer_of, speak
+from integration.vendors import (
+    AnthropicModel,
+    DeepgramEars,
+    DeepgramVoices,
+    ElevenLabsVoices,
+    OpenAIModel,
+)
+from resilience import Outcome
+
+PATIENCE = 30.0
+
+
+@pytest.mark.parametrize("streaming", [True, False], ids=["stream", "whole"])
+@pytest.mark.parametrize("lazy", [True, False], ids=["lazy", "eager"])
+@pytest.mark.parametrize("voices", [ElevenLabsVoices, DeepgramVoices])
+@pytest.mark.parametrize("models", [OpenAIModel, AnthropicModel])
+def test_healthy_primaries_serve(
+    parts: ExitStack,
+    models: type[OpenAIModel | AnthropicModel],
+    voices: type[ElevenLabsVoices | DeepgramVoices],
+    *,
+    lazy: bool,
+    streaming: bool,
+) -> None:
+    """A turn through the clients of four vendors comes back word for word, byte for byte."""
+    address = parts.enter_context(serve()).address
+    ears = parts.enter_context(closing(DeepgramEars(address, timeout=PATIENCE, lazy=lazy)))
+    model = parts.enter_context(closing(models(address, "primary", timeout=PATIENCE, lazy=lazy)))
+    voice = parts.enter_context(closing(voices(address, timeout=PATIENCE, lazy=lazy)))
+    assistant = Assistant(ears=(ears, Pocketsphinx()), model=(model, model), voice=(voice, Flite()))
+
+    turn = assistant.take_turn(streaming=streaming)
+
+    check_words(turn, "primary")
+    assert turn.errors == ()
+    assert turn.audio == speak(answer_of("primary"))
+    served = [("primary", Outcome.SUCCEEDED)]
+    assert assistant.attempts == {"stt": served, "llm": served, "tts": served}
+
+
+def test_healthy_programs_serve(parts: ExitStack) -> None:
+    """A turn through a recogniser and a synthesiser in child processes comes back, too."""
+    address = parts.enter_context(serve()).address
+    model = parts.enter_context(closing(OpenAIModel(address, "primary", timeout=PATIENCE)))
+    ears = parts.enter_context(closing(PocketsphinxProcess()))
+    voice = parts.enter_context(closing(Flite()))
+    assistant = Assistant(ears=(ears, Pocketsphinx()), model=(model, model), voice=(voice, Flite()))
+
+    turn = assistant.take_turn()
+
+    check_words(turn, "primary")
+    assert turn.errors == ()

@@ -44,11 +44,13 @@ def pytest_pycollect_makemodule(
     return _Module.from_parent(parent, path=module_path) if MISSING else None
 
 
-@pytest.fixture(autouse=True)
-def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="session", autouse=True)
+def _no_proxy() -> Iterator[None]:
     """Reach this machine directly, whatever the environment says."""
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("NO_PROXY", "127.0.0.1")
+        environment.setenv("no_proxy", "127.0.0.1")
+        yield
 
 
 @pytest.fixture

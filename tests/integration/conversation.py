@@ -21,6 +21,8 @@ from resilience import (
     FallbackConfig,
     LLMFallback,
     Outcome,
+    ResilienceError,
+    State,
     STTFallback,
     TTSFallback,
     http,
@@ -30,6 +32,10 @@ from resilience import (
 )
 
 T = TypeVar("T")
+
+SUCCEEDED, FAILED, SKIPPED, CANCELLED = (
+    *(Outcome.SUCCEEDED, Outcome.FAILED, Outcome.SKIPPED, Outcome.CANCELLED),
+)
 
 PIECE = 8_000  # bytes of audio
 
@@ -65,9 +71,8 @@ class Assistant:
         voice: tuple[tts.Provider, tts.Provider],
         attempt_timeout: float | None = None,
     ) -> None:
-        """Put each pair behind one object."""
+        """Put each pair behind one object; the timeout is for attempts with the primaries."""
         self.attempts: dict[str, list[tuple[str, Outcome]]] = {"stt": [], "llm": [], "tts": []}
-        self._failed: list[BaseException] = []
 
         def config(kind: str) -> FallbackConfig:
             def on_attempt(attempt: Attempt) -> None:
@@ -80,15 +85,18 @@ class Assistant:
                     retry_after=http.retry_after,
                 ),
                 on_attempt=on_attempt,
-                attempt_timeout=attempt_timeout,
             )
 
-        self.stt = STTFallback(ears[0], "primary", config("stt"))
+        self.stt = STTFallback(ears[0], "primary", config("stt"), attempt_timeout=attempt_timeout)
         self.stt.add_fallback("backup", ears[1])
-        self.llm = LLMFallback(model[0], "primary", config("llm"))
+        self.llm = LLMFallback(model[0], "primary", config("llm"), attempt_timeout=attempt_timeout)
         self.llm.add_fallback("backup", model[1])
-        self.tts = TTSFallback(voice[0], "primary", config("tts"))
+        self.tts = TTSFallback(voice[0], "primary", config("tts"), attempt_timeout=attempt_timeout)
         self.tts.add_fallback("backup", voice[1], voices={"slt": VOICES["rms"]})
+
+    def adapter(self, kind: str) -> STTFallback | LLMFallback | TTSFallback:
+        """Return the adapter of a kind."""
+        return {"stt": self.stt, "llm": self.llm, "tts": self.tts}[kind]
 
     def take_turn(self, *, streaming: bool = True) -> Turn:
         """Hear a question, answer it, and listen to the answer."""
@@ -141,6 +149,20 @@ def _once_more(work: Callable[[], T], errors: list[Exception]) -> T:
     except Exception as error:  # noqa: BLE001 - the tests look at it
         errors.append(error)
         return work()
+
+
+def check_failover(assistant: Assistant, kind: str) -> None:
+    """The primary of one kind failed once and its circuit is open, and the backup served."""
+    assert assistant.attempts[kind] == [("primary", FAILED), ("backup", SUCCEEDED)]
+    assert assistant.adapter(kind).breakers["primary"].state is State.OPEN
+
+
+def check_second_try(assistant: Assistant, kind: str, turn: Turn) -> None:
+    """The primary's error reached the application once; then its circuit was open."""
+    (error,) = turn.errors
+    assert not isinstance(error, ResilienceError)
+    attempts = [("primary", FAILED), ("primary", SKIPPED), ("backup", SUCCEEDED)]
+    assert assistant.attempts[kind] == attempts
 
 
 def check_words(turn: Turn, model: str) -> None:

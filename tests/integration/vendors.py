@@ -62,8 +62,17 @@ class _Model(llm.Provider):
 class OpenAIModel(_Model):
     """A model with the client `openai`."""
 
-    def __init__(self, address: str, name: str, *, timeout: float, lazy: bool = False) -> None:
+    def __init__(
+        self,
+        address: str,
+        name: str,
+        *,
+        timeout: float,
+        lazy: bool = False,
+        max_tokens: int = MAX_TOKENS,
+    ) -> None:
         """Talk to a server about the model with a name."""
+        self._max_tokens = max_tokens
         self._client = openai.OpenAI(
             api_key="-", base_url=f"http://{address}/v1", timeout=timeout, max_retries=0
         )
@@ -74,7 +83,7 @@ class OpenAIModel(_Model):
     def complete(self, request: llm.CompletionRequest) -> llm.CompletionResponse:
         completion = self._client.chat.completions.create(
             model=self._name,
-            max_tokens=MAX_TOKENS,
+            max_tokens=self._max_tokens,
             messages=_openai_messages(request),
             stream=False,
         )
@@ -88,7 +97,7 @@ class OpenAIModel(_Model):
         def create() -> openai.Stream[ChatCompletionChunk]:
             return self._client.chat.completions.create(
                 model=self._name,
-                max_tokens=MAX_TOKENS,
+                max_tokens=self._max_tokens,
                 messages=_openai_messages(request),
                 stream=True,
             )

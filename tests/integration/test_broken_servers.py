@@ -1,0 +1,259 @@
+"""Whole turns while the server of one primary misbehaves, in each way that a server can."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from itertools import product
+
+import pytest
+
+from integration.conversation import (
+    CANCELLED,
+    SUCCEEDED,
+    Assistant,
+    check_failover,
+    check_second_try,
+    check_words,
+)
+from integration.programs import Flite, Pocketsphinx
+from integration.servers import IN_THE_MIDDLE, SILENCES, Fault, serve
+from integration.speech import answer_of, speak
+from integration.vendors import (
+    AnthropicModel,
+    DeepgramEars,
+    DeepgramVoices,
+    ElevenLabsVoices,
+    OpenAIModel,
+)
+
+PATIENCE = 30.0  # seconds, long enough never to be needed
+IMPATIENCE = 0.5  # seconds, for a server that falls silent
+
+FAULTS = [fault for fault in Fault if fault is not Fault.NONE]
+EARLY = [fault for fault in FAULTS if fault not in IN_THE_MIDDLE]
+LATE = [fault for fault in FAULTS if fault in IN_THE_MIDDLE]
+HANDSHAKE = [fault for fault in FAULTS if fault.value <= Fault.SERVER_ERROR.value]
+SESSION = [fault for fault in FAULTS if fault not in {*HANDSHAKE, Fault.HTML}]
+
+with_each_model = pytest.mark.parametrize("models", [OpenAIModel, AnthropicModel])
+with_each_voice = pytest.mark.parametrize("voices", [ElevenLabsVoices, DeepgramVoices])
+lazy_or_eager = pytest.mark.parametrize("lazy", [True, False], ids=["lazy", "eager"])
+
+
+def with_each(faults: list[Fault]) -> pytest.MarkDecorator:
+    """Run a test for each of some faults."""
+    return pytest.mark.parametrize("fault", faults, ids=lambda fault: fault.name.lower())
+
+
+def patience(fault: Fault) -> float:
+    """Return the timeout that a client needs."""
+    return IMPATIENCE if fault in SILENCES else PATIENCE
+
+
+@pytest.fixture(scope="module")
+def primary_model() -> Iterator[OpenAIModel]:
+    """A healthy model."""
+    with (
+        serve() as server,
+        closing(OpenAIModel(server.address, "primary", timeout=PATIENCE)) as model,
+    ):
+        yield model
+
+
+@pytest.fixture(scope="module")
+def backup_model() -> Iterator[AnthropicModel]:
+    """Another healthy model."""
+    with (
+        serve() as server,
+        closing(AnthropicModel(server.address, "backup", timeout=PATIENCE)) as model,
+    ):
+        yield model
+
+
+@with_each(EARLY)
+@lazy_or_eager
+@with_each_model
+def test_a_model_that_says_nothing_loses_no_turn(
+    parts: ExitStack,
+    backup_model: AnthropicModel,
+    models: type[OpenAIModel | AnthropicModel],
+    fault: Fault,
+    *,
+    lazy: bool,
+) -> None:
+    """A stream that breaks before its first chunk is served by the backup, and nobody is told."""
+    server = parts.enter_context(serve(fault))
+    model = parts.enter_context(
+        closing(models(server.address, "primary", timeout=patience(fault), lazy=lazy))
+    )
+    assistant = Assistant(
+        ears=(Pocketsphinx(), Pocketsphinx()),
+        model=(model, backup_model),
+        voice=(Flite(), Flite()),
+    )
+
+    turn = assistant.take_turn()
+
+    check_words(turn, "backup")
+    assert turn.errors == ()
+    check_failover(assistant, "llm")
+    assert server.requests == (fault is not Fault.REFUSED)
+
+
+@with_each(FAULTS)
+@with_each_model
+def test_a_model_without_a_whole_answer_loses_no_turn(
+    parts: ExitStack,
+    backup_model: AnthropicModel,
+    models: type[OpenAIModel | AnthropicModel],
+    fault: Fault,
+) -> None:
+    """An answer in one piece that breaks anywhere is the backup's, and nobody is told."""
+    server = parts.enter_context(serve(fault))
+    model = parts.enter_context(closing(models(server.address, "primary", timeout=patience(fault))))
+    assistant = Assistant(
+        ears=(Pocketsphinx(), Pocketsphinx()),
+        model=(model, backup_model),
+        voice=(Flite(), Flite()),
+    )
+
+    turn = assistant.take_turn(streaming=False)
+
+    check_words(turn, "backup")
+    assert turn.errors == ()
+    check_failover(assistant, "llm")
+    assert server.requests == (fault is not Fault.REFUSED)
+
+
+@with_each(LATE)
+@lazy_or_eager
+@with_each_model
+def test_a_model_that_breaks_off_is_told_once(
+    parts: ExitStack,
+    backup_model: AnthropicModel,
+    models: type[OpenAIModel | AnthropicModel],
+    fault: Fault,
+    *,
+    lazy: bool,
+) -> None:
+    """A stream that breaks after its first chunk is no synthesiser's fault, and is not spliced."""
+    address = parts.enter_context(serve(fault)).address
+    model = parts.enter_context(
+        closing(models(address, "primary", timeout=patience(fault), lazy=lazy))
+    )
+    assistant = Assistant(
+        ears=(Pocketsphinx(), Pocketsphinx()),
+        model=(model, backup_model),
+        voice=(Flite(), Flite()),
+    )
+
+    turn = assistant.take_turn()
+
+    check_words(turn, "backup")
+    check_second_try(assistant, "llm", turn)
+    assert assistant.attempts["tts"] == [("primary", CANCELLED), ("primary", SUCCEEDED)]
+
+
+@with_each([fault for fault in EARLY if fault is not Fault.HTML])  # to a client, that is audio
+@lazy_or_eager
+@with_each_voice
+def test_a_synthesiser_without_audio_loses_no_turn(
+    parts: ExitStack,
+    primary_model: OpenAIModel,
+    voices: type[ElevenLabsVoices | DeepgramVoices],
+    fault: Fault,
+    *,
+    lazy: bool,
+) -> None:
+    """Speech that breaks before its first audio is spoken by the backup, from the beginning."""
+    server = parts.enter_context(serve(fault))
+    voice = parts.enter_context(closing(voices(server.address, timeout=patience(fault), lazy=lazy)))
+    assistant = Assistant(
+        ears=(Pocketsphinx(), Pocketsphinx()),
+        model=(primary_model, primary_model),
+        voice=(voice, Flite()),
+    )
+
+    turn = assistant.take_turn()
+
+    check_words(turn, "primary")
+    assert turn.errors == ()
+    assert turn.audio == speak(answer_of("primary"), "rms")
+    check_failover(assistant, "tts")
+    assert server.requests == (fault is not Fault.REFUSED)
+
+
+@with_each(LATE)
+@lazy_or_eager
+@with_each_voice
+def test_a_synthesiser_that_breaks_off_is_told_once(
+    parts: ExitStack,
+    primary_model: OpenAIModel,
+    voices: type[ElevenLabsVoices | DeepgramVoices],
+    fault: Fault,
+    *,
+    lazy: bool,
+) -> None:
+    """Speech that breaks after its first audio is not spliced; spoken anew, it is the backup's."""
+    address = parts.enter_context(serve(fault)).address
+    voice = parts.enter_context(closing(voices(address, timeout=patience(fault), lazy=lazy)))
+    assistant = Assistant(
+        ears=(Pocketsphinx(), Pocketsphinx()),
+        model=(primary_model, primary_model),
+        voice=(voice, Flite()),
+    )
+
+    turn = assistant.take_turn()
+
+    check_words(turn, "primary")
+    assert turn.audio == speak(answer_of("primary"), "rms")
+    check_second_try(assistant, "tts", turn)
+    assert assistant.attempts["llm"] == [("primary", SUCCEEDED), ("primary", SUCCEEDED)]
+
+
+@with_each(HANDSHAKE)
+def test_a_recogniser_that_starts_no_session_loses_no_turn(
+    parts: ExitStack, primary_model: OpenAIModel, fault: Fault
+) -> None:
+    """A session that cannot be started is started by the backup, and nobody is told."""
+    server = parts.enter_context(serve(fault))
+    ears = parts.enter_context(closing(DeepgramEars(server.address, timeout=PATIENCE)))
+    assistant = Assistant(
+        ears=(ears, Pocketsphinx()),
+        model=(primary_model, primary_model),
+        voice=(Flite(), Flite()),
+        # Its client gives a handshake ten seconds, which cannot be changed.
+        attempt_timeout=IMPATIENCE if fault in SILENCES else None,
+    )
+
+    turn = assistant.take_turn()
+
+    check_words(turn, "primary")
+    assert turn.errors == ()
+    check_failover(assistant, "stt")
+    assert server.requests == (fault is not Fault.REFUSED)
+
+
+@pytest.mark.parametrize(
+    ("fault", "lazy"),
+    [
+        *product(SESSION, [True, False]),
+        *((fault, True) for fault in HANDSHAKE if fault not in SILENCES),
+    ],
+    ids=lambda value: value.name.lower() if isinstance(value, Fault) else f"lazy={value}",
+)
+def test_a_recogniser_whose_session_dies_is_told_once(
+    parts: ExitStack, primary_model: OpenAIModel, fault: Fault, *, lazy: bool
+) -> None:
+    """A session that was started and breaks has failed; the next one is the backup's."""
+    address = parts.enter_context(serve(fault)).address
+    ears = parts.enter_context(closing(DeepgramEars(address, timeout=patience(fault), lazy=lazy)))
+    assistant = Assistant(
+        ears=(ears, Pocketsphinx()),
+        model=(primary_model, primary_model),
+        voice=(Flite(), Flite()),
+    )
+
+    turn = assistant.take_turn()
+
+    check_words(turn, "primary")
+    check_second_try(assistant, "stt", turn)

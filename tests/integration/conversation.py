@@ -1,8 +1,9 @@
 """A turn of a conversation by voice, as an application takes it, and what became of it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TypeVar, final
 
 from integration.speech import (
@@ -69,9 +70,9 @@ class Assistant:
         ears: tuple[stt.Provider, stt.Provider],
         model: tuple[llm.Provider, llm.Provider],
         voice: tuple[tts.Provider, tts.Provider],
-        attempt_timeout: float | None = None,
+        attempt_timeout: Mapping[str, float] = MappingProxyType({}),
     ) -> None:
-        """Put each pair behind one object; the timeout is for attempts with the primaries."""
+        """Put each pair behind one object; the timeouts, by kind, are those of the primaries."""
         self.attempts: dict[str, list[tuple[str, Outcome]]] = {"stt": [], "llm": [], "tts": []}
 
         def config(kind: str) -> FallbackConfig:
@@ -87,16 +88,24 @@ class Assistant:
                 on_attempt=on_attempt,
             )
 
-        self.stt = STTFallback(ears[0], "primary", config("stt"), attempt_timeout=attempt_timeout)
+        self.stt = STTFallback(
+            ears[0], "primary", config("stt"), attempt_timeout=attempt_timeout.get("stt")
+        )
         self.stt.add_fallback("backup", ears[1])
-        self.llm = LLMFallback(model[0], "primary", config("llm"), attempt_timeout=attempt_timeout)
+        self.llm = LLMFallback(
+            model[0], "primary", config("llm"), attempt_timeout=attempt_timeout.get("llm")
+        )
         self.llm.add_fallback("backup", model[1])
-        self.tts = TTSFallback(voice[0], "primary", config("tts"), attempt_timeout=attempt_timeout)
+        self.tts = TTSFallback(
+            voice[0], "primary", config("tts"), attempt_timeout=attempt_timeout.get("tts")
+        )
         self.tts.add_fallback("backup", voice[1], voices={"slt": VOICES["rms"]})
 
     def adapter(self, kind: str) -> STTFallback | LLMFallback | TTSFallback:
         """Return the adapter of a kind."""
-        return {"stt": self.stt, "llm": self.llm, "tts": self.tts}[kind]
+        adapters: dict[str, STTFallback | LLMFallback | TTSFallback]
+        adapters = {"stt": self.stt, "llm": self.llm, "tts": self.tts}
+        return adapters[kind]
 
     def take_turn(self, *, streaming: bool = True) -> Turn:
         """Hear a question, answer it, and listen to the answer."""

@@ -1,5 +1,6 @@
 """Providers for programs on this machine, which may be missing, killed or stopped."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -16,8 +17,7 @@ from integration.opening import open_at_first_next, open_at_once
 from integration.speech import VOICES, flite_arguments, recognise
 from resilience import stt, tts
 
-TESTS = Path(__file__).parent.parent
-LLM_SERVER = TESTS.parent / "docs" / "examples" / "llm_server.py"
+LLM_SERVER = Path(__file__).parents[2] / "docs" / "examples" / "llm_server.py"
 PIECE = 4_000  # bytes of audio
 
 
@@ -47,7 +47,7 @@ class Children:
             bufsize=0,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            cwd=TESTS,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},  # what this process finds
         )
         self._children.append(child)
         if self.harm is Harm.KILLED_AT_START:

@@ -4,7 +4,7 @@ from contextlib import ExitStack, closing
 
 import pytest
 
-from integration.conversation import Assistant, check_words
+from integration.conversation import SUCCEEDED, Assistant, check_words
 from integration.programs import Flite, Pocketsphinx, PocketsphinxProcess
 from integration.servers import serve
 from integration.speech import answer_of, speak
@@ -15,7 +15,6 @@ from integration.vendors import (
     ElevenLabsVoices,
     OpenAIModel,
 )
-from resilience import Outcome
 
 PATIENCE = 30.0
 
@@ -44,7 +43,7 @@ def test_healthy_primaries_serve(
     check_words(turn, "primary")
     assert turn.errors == ()
     assert turn.audio == speak(answer_of("primary"))
-    served = [("primary", Outcome.SUCCEEDED)]
+    served = [("primary", SUCCEEDED)]
     assert assistant.attempts == {"stt": served, "llm": served, "tts": served}
 
 
@@ -60,3 +59,5 @@ def test_healthy_programs_serve(parts: ExitStack) -> None:
 
     check_words(turn, "primary")
     assert turn.errors == ()
+    served = [("primary", SUCCEEDED)]
+    assert assistant.attempts == {"stt": served, "llm": served, "tts": served}

@@ -29,7 +29,7 @@ from integration.opening import open_at_first_next, open_at_once
 from integration.speech import SAMPLE_RATE, VOICES
 from resilience import llm, stt, tts
 
-MAX_TOKENS = 8
+MAX_TOKENS = 8  # where the request does not say
 
 
 def _whole(chunks: Iterator[llm.Chunk]) -> Iterator[llm.Chunk]:
@@ -62,17 +62,8 @@ class _Model(llm.Provider):
 class OpenAIModel(_Model):
     """A model with the client `openai`."""
 
-    def __init__(
-        self,
-        address: str,
-        name: str,
-        *,
-        timeout: float,
-        lazy: bool = False,
-        max_tokens: int = MAX_TOKENS,
-    ) -> None:
+    def __init__(self, address: str, name: str, *, timeout: float, lazy: bool = False) -> None:
         """Talk to a server about the model with a name."""
-        self._max_tokens = max_tokens
         self._client = openai.OpenAI(
             api_key="-", base_url=f"http://{address}/v1", timeout=timeout, max_retries=0
         )
@@ -83,7 +74,7 @@ class OpenAIModel(_Model):
     def complete(self, request: llm.CompletionRequest) -> llm.CompletionResponse:
         completion = self._client.chat.completions.create(
             model=self._name,
-            max_tokens=self._max_tokens,
+            max_tokens=request.max_tokens,
             messages=_openai_messages(request),
             stream=False,
         )
@@ -97,19 +88,21 @@ class OpenAIModel(_Model):
         def create() -> openai.Stream[ChatCompletionChunk]:
             return self._client.chat.completions.create(
                 model=self._name,
-                max_tokens=self._max_tokens,
+                max_tokens=request.max_tokens,
                 messages=_openai_messages(request),
                 stream=True,
             )
 
         def read(stream: openai.Stream[ChatCompletionChunk]) -> Iterator[llm.Chunk]:
-            choices = (chunk.choices[0] for chunk in stream)
-            return _whole(
-                llm.Chunk(content=choice.delta.content or "", finish_reason=choice.finish_reason)
-                for choice in choices
-            )
+            for chunk in stream:
+                choice = chunk.choices[0]
+                yield llm.Chunk(
+                    content=choice.delta.content or "", finish_reason=choice.finish_reason
+                )
 
-        return (open_at_first_next if self._lazy else open_at_once)(create, read)
+        return (open_at_first_next if self._lazy else open_at_once)(
+            create, lambda stream: _whole(read(stream))
+        )
 
     @override
     def close(self) -> None:
@@ -135,7 +128,9 @@ class AnthropicModel(_Model):
     @override
     def complete(self, request: llm.CompletionRequest) -> llm.CompletionResponse:
         message = self._client.messages.create(
-            model=self._name, max_tokens=MAX_TOKENS, messages=_anthropic_messages(request)
+            model=self._name,
+            max_tokens=request.max_tokens or MAX_TOKENS,
+            messages=_anthropic_messages(request),
         )
         text = "".join(block.text for block in message.content if block.type == "text")
         return llm.CompletionResponse(content=text, finish_reason=message.stop_reason)
@@ -145,14 +140,16 @@ class AnthropicModel(_Model):
         if self._lazy:
             return open_at_first_next(
                 lambda: self._client.messages.stream(
-                    model=self._name, max_tokens=MAX_TOKENS, messages=_anthropic_messages(request)
+                    model=self._name,
+                    max_tokens=request.max_tokens or MAX_TOKENS,
+                    messages=_anthropic_messages(request),
                 ),
                 lambda events: _whole(_anthropic_chunks(events)),
             )
         return open_at_once(
             lambda: self._client.messages.create(
                 model=self._name,
-                max_tokens=MAX_TOKENS,
+                max_tokens=request.max_tokens or MAX_TOKENS,
                 messages=_anthropic_messages(request),
                 stream=True,
             ),

@@ -1,0 +1,238 @@
+"""Whole turns while the program behind one primary is missing, killed or stopped."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import replace
+from time import monotonic
+
+import pytest
+from typing_extensions import override
+
+from integration.conversation import (
+    CANCELLED,
+    FAILED,
+    SUCCEEDED,
+    Assistant,
+    check_failover,
+    check_second_try,
+    check_words,
+)
+from integration.programs import Flite, Harm, ModelServer, Pocketsphinx, PocketsphinxProcess
+from integration.servers import serve
+from integration.speech import answer_of, speak
+from integration.vendors import OpenAIModel
+from resilience import llm
+
+PATIENCE = 30.0  # seconds, long enough never to be needed
+ATTEMPT_TIMEOUT = 1.0
+
+lazy_or_eager = pytest.mark.parametrize("lazy", [True, False], ids=["lazy", "eager"])
+
+
+@pytest.fixture(scope="module")
+def backup_model() -> Iterator[OpenAIModel]:
+    """A healthy model."""
+    with (
+        serve() as server,
+        closing(OpenAIModel(server.address, "backup", timeout=PATIENCE)) as model,
+    ):
+        yield model
+
+
+@pytest.mark.parametrize("harm", [Harm.MISSING, Harm.KILLED_AT_START])
+@lazy_or_eager
+def test_a_synthesiser_that_is_gone_loses_no_turn(
+    parts: ExitStack, backup_model: OpenAIModel, harm: Harm, *, lazy: bool
+) -> None:
+    """A program that is missing or killed before its first audio is the backup's affair."""
+    voice = parts.enter_context(closing(Flite(harm, lazy=lazy)))
+    assistant = Assistant(
+        ears=(Pocketsphinx(), Pocketsphinx()),
+        model=(backup_model, backup_model),
+        voice=(voice, Flite()),
+    )
+
+    turn = assistant.take_turn()
+
+    check_words(turn, "backup")
+    assert turn.errors == ()
+    assert turn.audio == speak(answer_of("backup"), "rms")
+    check_failover(assistant, "tts")
+
+
+@lazy_or_eager
+def test_a_synthesiser_killed_in_mid_sentence_is_told_once(
+    parts: ExitStack, backup_model: OpenAIModel, *, lazy: bool
+) -> None:
+    """Speech that is cut is not spliced; spoken anew, it is the backup's."""
+    voice = parts.enter_context(closing(Flite(Harm.KILLED_IN_THE_MIDDLE, lazy=lazy)))
+    assistant = Assistant(
+        ears=(Pocketsphinx(), Pocketsphinx()),
+        model=(backup_model, backup_model),
+        voice=(voice, Flite()),
+    )
+
+    turn = assistant.take_turn()
+
+    check_words(turn, "backup")
+    assert turn.audio == speak(answer_of("backup"), "rms")
+    check_second_try(assistant, "tts", turn)
+    assert isinstance(turn.errors[0], ChildProcessError)
+
+
+@pytest.mark.parametrize("harm", [Harm.MISSING, Harm.KILLED_AT_START])
+def test_a_recogniser_that_is_gone_loses_no_turn(
+    parts: ExitStack, backup_model: OpenAIModel, harm: Harm
+) -> None:
+    """A program that is missing or killed before its session has started is not missed."""
+    ears = parts.enter_context(closing(PocketsphinxProcess(harm)))
+    assistant = Assistant(
+        ears=(ears, Pocketsphinx()),
+        model=(backup_model, backup_model),
+        voice=(Flite(), Flite()),
+    )
+
+    turn = assistant.take_turn()
+
+    check_words(turn, "backup")
+    assert turn.errors == ()
+    check_failover(assistant, "stt")
+
+
+def test_a_recogniser_killed_in_its_session_is_told_once(
+    parts: ExitStack, backup_model: OpenAIModel
+) -> None:
+    """A session whose program is killed has failed, and the next one is the backup's."""
+    ears = parts.enter_context(closing(PocketsphinxProcess(Harm.KILLED_IN_THE_MIDDLE)))
+    assistant = Assistant(
+        ears=(ears, Pocketsphinx()),
+        model=(backup_model, backup_model),
+        voice=(Flite(), Flite()),
+    )
+
+    turn = assistant.take_turn()
+
+    check_words(turn, "backup")
+    check_second_try(assistant, "stt", turn)
+    assert isinstance(turn.errors[0], BrokenPipeError)
+
+
+@pytest.mark.parametrize("streaming", [True, False], ids=["stream", "whole"])
+@lazy_or_eager
+def test_a_model_whose_server_is_killed_loses_no_turn(
+    parts: ExitStack, backup_model: OpenAIModel, *, lazy: bool, streaming: bool
+) -> None:
+    """A server that has been killed is replaced by the backup, and nobody is told."""
+    server = parts.enter_context(closing(ModelServer("primary")))
+    model = parts.enter_context(
+        closing(OpenAIModel(server.address, "primary", timeout=PATIENCE, lazy=lazy))
+    )
+    assistant = Assistant(
+        ears=(Pocketsphinx(), Pocketsphinx()),
+        model=(model, backup_model),
+        voice=(Flite(), Flite()),
+    )
+    before = assistant.take_turn(streaming=streaming)
+
+    server.close()
+    turn = assistant.take_turn(streaming=streaming)
+
+    check_words(before, "primary")
+    check_words(turn, "backup")
+    assert before.errors == turn.errors == ()
+    assert assistant.attempts["llm"] == [
+        *[("primary", SUCCEEDED), ("primary", FAILED), ("backup", SUCCEEDED)]
+    ]
+
+
+class KilledModel(llm.Provider):
+    """A model whose server is killed when the first chunk of a long answer is there."""
+
+    def __init__(self, model: llm.Provider, server: ModelServer) -> None:
+        """Kill a model's server."""
+        self._model = model
+        self._server = server
+
+    @override
+    def stream_completion(self, request: llm.CompletionRequest) -> Iterator[llm.Chunk]:
+        twenty_seconds = replace(request, max_tokens=1_000)
+        for chunk in self._model.stream_completion(twenty_seconds):
+            self._server.close()
+            yield chunk
+
+    @override
+    def complete(self, request: llm.CompletionRequest) -> llm.CompletionResponse:
+        raise NotImplementedError
+
+    @override
+    def count_tokens(self, messages: Sequence[llm.Message]) -> int:
+        raise NotImplementedError
+
+    @override
+    def capabilities(self) -> llm.ModelCapabilities:
+        raise NotImplementedError
+
+
+def test_a_model_whose_server_is_killed_in_mid_sentence_is_told_once(
+    parts: ExitStack, backup_model: OpenAIModel
+) -> None:
+    """A stream that is cut is no synthesiser's fault, and is not spliced with the backup's."""
+    server = parts.enter_context(closing(ModelServer("primary")))
+    model = parts.enter_context(closing(OpenAIModel(server.address, "primary", timeout=PATIENCE)))
+    assistant = Assistant(
+        ears=(Pocketsphinx(), Pocketsphinx()),
+        model=(KilledModel(model, server), backup_model),
+        voice=(Flite(), Flite()),
+    )
+
+    turn = assistant.take_turn()
+
+    check_words(turn, "backup")
+    check_second_try(assistant, "llm", turn)
+    assert assistant.attempts["tts"] == [("primary", CANCELLED), ("primary", SUCCEEDED)]
+
+
+@lazy_or_eager
+def test_a_stopped_synthesiser_costs_one_timeout(
+    parts: ExitStack, backup_model: OpenAIModel, *, lazy: bool
+) -> None:
+    """A child that is stopped is left behind after its time, and the backup says every word."""
+    voice = parts.enter_context(closing(Flite(Harm.STOPPED, lazy=lazy)))
+    assistant = Assistant(
+        ears=(Pocketsphinx(), Pocketsphinx()),
+        model=(backup_model, backup_model),
+        voice=(voice, Flite()),
+        attempt_timeout={"tts": ATTEMPT_TIMEOUT},
+    )
+
+    begin = monotonic()
+    turn = assistant.take_turn()
+    took = monotonic() - begin
+
+    check_words(turn, "backup")
+    assert turn.errors == ()
+    assert turn.audio == speak(answer_of("backup"), "rms")
+    check_failover(assistant, "tts")
+    assert ATTEMPT_TIMEOUT <= took < PATIENCE
+
+
+def test_a_stopped_recogniser_costs_one_timeout(
+    parts: ExitStack, backup_model: OpenAIModel
+) -> None:
+    """A child that is stopped before its session has started is left behind after its time."""
+    ears = parts.enter_context(closing(PocketsphinxProcess(Harm.STOPPED)))
+    assistant = Assistant(
+        ears=(ears, Pocketsphinx()),
+        model=(backup_model, backup_model),
+        voice=(Flite(), Flite()),
+        attempt_timeout={"stt": ATTEMPT_TIMEOUT},
+    )
+
+    begin = monotonic()
+    turn = assistant.take_turn()
+    took = monotonic() - begin
+
+    check_words(turn, "backup")
+    assert turn.errors == ()
+    check_failover(assistant, "stt")
+    assert ATTEMPT_TIMEOUT <= took < PATIENCE

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TypeVar, final
 
+from integration.programs import Pocketsphinx, RecordedFlite
 from integration.speech import (
     PHRASES,
     QUESTION,
@@ -39,6 +40,8 @@ SUCCEEDED, FAILED, SKIPPED, CANCELLED = (
 )
 
 PIECE = 8_000  # bytes of audio
+HEALTHY_EARS = (Pocketsphinx(), Pocketsphinx())
+HEALTHY_VOICES = (RecordedFlite(), RecordedFlite())
 
 
 @final
@@ -67,9 +70,9 @@ class Assistant:
     def __init__(
         self,
         *,
-        ears: tuple[stt.Provider, stt.Provider],
+        ears: tuple[stt.Provider, stt.Provider] = HEALTHY_EARS,
         model: tuple[llm.Provider, llm.Provider],
-        voice: tuple[tts.Provider, tts.Provider],
+        voice: tuple[tts.Provider, tts.Provider] = HEALTHY_VOICES,
         attempt_timeout: Mapping[str, float] = MappingProxyType({}),
     ) -> None:
         """Put each pair behind one object; the timeouts, by kind, are those of the primaries."""

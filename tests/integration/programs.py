@@ -14,7 +14,7 @@ from typing import IO, final
 from typing_extensions import override
 
 from integration.opening import open_at_first_next, open_at_once
-from integration.speech import VOICES, flite_arguments, recognise
+from integration.speech import VOICES, flite_arguments, recognise, speak
 from resilience import stt, tts
 
 LLM_SERVER = Path(__file__).parents[2] / "docs" / "examples" / "llm_server.py"
@@ -100,6 +100,23 @@ class Flite(tts.Provider):
     def close(self) -> None:
         """Kill all children that are left."""
         self._children.close()
+
+
+@final
+class RecordedFlite(tts.Provider):
+    """Speech with `flite`, which is started only for a text that it has not spoken yet."""
+
+    @override
+    def synthesize_stream(self, text: Iterable[str], voice: tts.VoiceProfile) -> Iterator[bytes]:
+        yield speak("".join(text), voice.id)
+
+    @override
+    def list_voices(self) -> Sequence[tts.VoiceProfile]:
+        return tuple(VOICES.values())
+
+    @override
+    def clone_voice(self, samples: Sequence[bytes]) -> tts.VoiceProfile:
+        raise NotImplementedError
 
 
 @final

@@ -47,7 +47,6 @@ def test_a_synthesiser_that_is_gone_loses_no_turn(
     """A program that is missing or killed before its first audio is the backup's affair."""
     voice = parts.enter_context(closing(Flite(harm, lazy=lazy)))
     assistant = Assistant(
-        ears=(Pocketsphinx(), Pocketsphinx()),
         model=(backup_model, backup_model),
         voice=(voice, Flite()),
     )
@@ -67,7 +66,6 @@ def test_a_synthesiser_killed_in_mid_sentence_is_told_once(
     """Speech that is cut is not spliced; spoken anew, it is the backup's."""
     voice = parts.enter_context(closing(Flite(Harm.KILLED_IN_THE_MIDDLE, lazy=lazy)))
     assistant = Assistant(
-        ears=(Pocketsphinx(), Pocketsphinx()),
         model=(backup_model, backup_model),
         voice=(voice, Flite()),
     )
@@ -89,7 +87,6 @@ def test_a_recogniser_that_is_gone_loses_no_turn(
     assistant = Assistant(
         ears=(ears, Pocketsphinx()),
         model=(backup_model, backup_model),
-        voice=(Flite(), Flite()),
     )
 
     turn = assistant.take_turn()
@@ -107,7 +104,6 @@ def test_a_recogniser_killed_in_its_session_is_told_once(
     assistant = Assistant(
         ears=(ears, Pocketsphinx()),
         model=(backup_model, backup_model),
-        voice=(Flite(), Flite()),
     )
 
     turn = assistant.take_turn()
@@ -127,11 +123,7 @@ def test_a_model_whose_server_is_killed_loses_no_turn(
     model = parts.enter_context(
         closing(OpenAIModel(server.address, "primary", timeout=PATIENCE, lazy=lazy))
     )
-    assistant = Assistant(
-        ears=(Pocketsphinx(), Pocketsphinx()),
-        model=(model, backup_model),
-        voice=(Flite(), Flite()),
-    )
+    assistant = Assistant(model=(model, backup_model))
     before = assistant.take_turn(streaming=streaming)
 
     server.close()
@@ -180,9 +172,7 @@ def test_a_model_whose_server_is_killed_in_mid_sentence_is_told_once(
     server = parts.enter_context(closing(ModelServer("primary")))
     model = parts.enter_context(closing(OpenAIModel(server.address, "primary", timeout=PATIENCE)))
     assistant = Assistant(
-        ears=(Pocketsphinx(), Pocketsphinx()),
         model=(KilledModel(model, server), backup_model),
-        voice=(Flite(), Flite()),
     )
 
     turn = assistant.take_turn()
@@ -199,7 +189,6 @@ def test_a_stopped_synthesiser_costs_one_timeout(
     """A child that is stopped is left behind after its time, and the backup says every word."""
     voice = parts.enter_context(closing(Flite(Harm.STOPPED, lazy=lazy)))
     assistant = Assistant(
-        ears=(Pocketsphinx(), Pocketsphinx()),
         model=(backup_model, backup_model),
         voice=(voice, Flite()),
         attempt_timeout={"tts": ATTEMPT_TIMEOUT},
@@ -224,7 +213,6 @@ def test_a_stopped_recogniser_costs_one_timeout(
     assistant = Assistant(
         ears=(ears, Pocketsphinx()),
         model=(backup_model, backup_model),
-        voice=(Flite(), Flite()),
         attempt_timeout={"stt": ATTEMPT_TIMEOUT},
     )
 

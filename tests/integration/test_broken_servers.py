@@ -88,11 +88,7 @@ def test_a_model_that_says_nothing_loses_no_turn(
     model = parts.enter_context(
         closing(models(server.address, "primary", timeout=patience(fault), lazy=lazy))
     )
-    assistant = Assistant(
-        ears=(Pocketsphinx(), Pocketsphinx()),
-        model=(model, backup_model),
-        voice=(Flite(), Flite()),
-    )
+    assistant = Assistant(model=(model, backup_model))
 
     turn = assistant.take_turn()
 
@@ -113,11 +109,7 @@ def test_a_model_without_a_whole_answer_loses_no_turn(
     """An answer in one piece that breaks anywhere is the backup's, and nobody is told."""
     server = parts.enter_context(serve(fault))
     model = parts.enter_context(closing(models(server.address, "primary", timeout=patience(fault))))
-    assistant = Assistant(
-        ears=(Pocketsphinx(), Pocketsphinx()),
-        model=(model, backup_model),
-        voice=(Flite(), Flite()),
-    )
+    assistant = Assistant(model=(model, backup_model))
 
     turn = assistant.take_turn(streaming=False)
 
@@ -143,11 +135,7 @@ def test_a_model_that_breaks_off_is_told_once(
     model = parts.enter_context(
         closing(models(address, "primary", timeout=patience(fault), lazy=lazy))
     )
-    assistant = Assistant(
-        ears=(Pocketsphinx(), Pocketsphinx()),
-        model=(model, backup_model),
-        voice=(Flite(), Flite()),
-    )
+    assistant = Assistant(model=(model, backup_model))
 
     turn = assistant.take_turn()
 
@@ -171,7 +159,6 @@ def test_a_synthesiser_without_audio_loses_no_turn(
     server = parts.enter_context(serve(fault))
     voice = parts.enter_context(closing(voices(server.address, timeout=patience(fault), lazy=lazy)))
     assistant = Assistant(
-        ears=(Pocketsphinx(), Pocketsphinx()),
         model=(primary_model, primary_model),
         voice=(voice, Flite()),
     )
@@ -200,7 +187,6 @@ def test_a_synthesiser_that_breaks_off_is_told_once(
     address = parts.enter_context(serve(fault)).address
     voice = parts.enter_context(closing(voices(address, timeout=patience(fault), lazy=lazy)))
     assistant = Assistant(
-        ears=(Pocketsphinx(), Pocketsphinx()),
         model=(primary_model, primary_model),
         voice=(voice, Flite()),
     )
@@ -223,7 +209,6 @@ def test_a_recogniser_that_starts_no_session_loses_no_turn(
     assistant = Assistant(
         ears=(ears, Pocketsphinx()),
         model=(primary_model, primary_model),
-        voice=(Flite(), Flite()),
         # Its client gives a handshake ten seconds, which cannot be changed.
         attempt_timeout={"stt": IMPATIENCE} if fault in SILENCES else {},
     )
@@ -253,7 +238,6 @@ def test_a_recogniser_whose_session_dies_is_told_once(
     assistant = Assistant(
         ears=(ears, Pocketsphinx()),
         model=(primary_model, primary_model),
-        voice=(Flite(), Flite()),
     )
 
     turn = assistant.take_turn()

@@ -47,8 +47,12 @@ def speak(text: str, voice: str = "slt") -> bytes:
     return wav[44:]  # without its header
 
 
+@cache
 def recognise(audio: bytes) -> str:
-    """Return the phrase that was said, of those that are ever said here."""
+    """Return the phrase that was said, of those that are ever said here.
+
+    The same audio is listened to once, to save time: there is a turn in each test.
+    """
     with _engine:
         decoder = _decoder()
         decoder.start_utt()

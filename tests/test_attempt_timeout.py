@@ -1201,3 +1201,92 @@ def test_the_error_tells_who_and_how_long(hang: Hang) -> None:
     assert isinstance(error, TimeoutError)
     assert caught.value.__cause__ is error
     assert (error.provider, error.timeout) == ("primary", SHORT)
+
+
+class TestContextOfAStream:
+    """With a limit, a stream is one thing in one context, whichever threads it takes."""
+
+    @pytest.mark.parametrize("way", ["read", "close"])
+    @pytest.mark.parametrize("commit", ["call", "first-next"])
+    def test_a_variable_that_is_set_and_reset(
+        self, commit: Literal["call", "first-next"], way: str
+    ) -> None:
+        """A provider may set a variable at its beginning, and reset it at its end."""
+        variable: ContextVar[str] = ContextVar("variable", default="the caller's")
+        seen: list[str] = []
+
+        def provide() -> Iterator[str]:
+            token = variable.set("the provider's")
+            try:
+                for item in "abc":
+                    seen.append(variable.get())
+                    yield item
+            finally:
+                variable.reset(token)  # raises in any other context
+                seen.append(variable.get())
+
+        outcomes: list[Outcome] = []
+        config = settings(
+            LIMIT, max_failures=1, on_attempt=lambda attempt: outcomes.append(attempt.outcome)
+        )
+        group = FallbackGroup(provide, "primary", config)
+
+        stream = group.stream(lambda provider: provider(), commit=commit)
+        items = list(stream) if way == "read" else [next(stream)]
+        stream.close()
+
+        assert items == list("abc")[: len(items)]
+        assert seen == ["the provider's"] * len(items) + ["the caller's"]
+        assert variable.get() == "the caller's"
+        assert outcomes == [Outcome.SUCCEEDED]
+
+
+class TestGivenUpBetweenOpeningAndTheFirstItem:
+    """What was opened is closed, and is asked for nothing more."""
+
+    @pytest.mark.usefixtures("no_gc")
+    def test_no_worker_for_the_first_item(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A stream that is open, but cannot be read because too many calls hang, is closed."""
+        provider = FakeLLM(["primary"])
+        request = llm.CompletionRequest(messages=())
+        notes: list[str] = []
+        config = settings(
+            LIMIT, on_attempt=lambda attempt: notes.extend(getattr(attempt.error, "__notes__", ()))
+        )
+        group = FallbackGroup[llm.Provider](provider, "primary", config)
+        group.add_fallback("second", FakeLLM(["second"]), attempt_timeout=0)
+        stream = group.stream(lambda model: model.stream_completion(request), commit="first-next")
+        monkeypatch.setattr("resilience._workers.MAX_ABANDONED", 0)
+
+        items = list(stream)
+
+        assert [chunk.content for chunk in items] == ["second"]
+        assert [each.closed for each in provider.streams] == [1]
+        assert notes == ["It was not even asked: 0 earlier calls still hang."]
+
+    def test_opened_too_late(self, hang: Hang) -> None:
+        """A stream that is opened too late is closed without being asked for an item."""
+        closed = threading.Event()
+        asked: list[str] = []
+
+        class Late(Iterator[str]):
+            @override
+            def __next__(self) -> str:
+                asked.append("an item")
+                return "late"
+
+            def close(self) -> None:
+                closed.set()
+
+        def open_late() -> Iterator[str]:
+            hang()
+            return Late()
+
+        group = FallbackGroup(open_late, "primary", settings(SHORT))
+
+        with pytest.raises(AllFailedError):
+            group.stream(lambda provider: provider())
+        hang.over.set()
+
+        assert closed.wait(LIMIT)
+        assert asked == []

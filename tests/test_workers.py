@@ -4,6 +4,7 @@ import logging
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from contextvars import copy_context
 from functools import partial
 from queue import Empty, SimpleQueue
 from time import monotonic
@@ -95,7 +96,7 @@ def until(seconds: float) -> Callable[[], float]:
 
 def call(workers: Workers, fn: Callable[[], R]) -> R:
     """Make a call that has time enough."""
-    return workers.call(fn, drop, until(LIMIT))
+    return workers.call(fn, drop, until(LIMIT), copy_context())
 
 
 def abandon(
@@ -103,7 +104,7 @@ def abandon(
 ) -> None:
     """Make a call whose time is soon up."""
     with pytest.raises(AttemptTimeoutError):
-        workers.call(slow.tracked(), discard, until(seconds))
+        workers.call(slow.tracked(), discard, until(seconds), copy_context())
 
 
 class TestThreads:
@@ -186,7 +187,10 @@ class TestThreads:
         """A thread whose idle time is over while a call is on its way to it makes that call."""
         monkeypatch.setattr(_workers, "SimpleQueue", HastyQueue)
 
-        assert Workers("model", LIMIT / 3).call(lambda: "made", drop, until(LIMIT / 3)) == "made"
+        assert (
+            Workers("model", LIMIT / 3).call(lambda: "made", drop, until(LIMIT / 3), copy_context())
+            == "made"
+        )
 
     def test_another_caller_may_be_faster(self) -> None:
         """A caller whose idle thread is snatched away makes a new one."""
@@ -283,7 +287,7 @@ class TestTime:
         workers = Workers("model", 0.5)
 
         with pytest.raises(AttemptTimeoutError) as caught:
-            workers.call(slow, drop, lambda: 0.0)
+            workers.call(slow, drop, lambda: 0.0, copy_context())
 
         assert (caught.value.provider, caught.value.timeout) == ("model", 0.5)
 
@@ -297,7 +301,7 @@ class TestTime:
                 slow.over.set()
             return left
 
-        assert Workers("model", 0.001).call(slow, drop, remaining) == "late"
+        assert Workers("model", 0.001).call(slow, drop, remaining, copy_context()) == "late"
 
     def test_a_result_in_the_last_moment(
         self, rested: threading.Event, monkeypatch: pytest.MonkeyPatch
@@ -311,7 +315,10 @@ class TestTime:
             assert rested.wait(LIMIT)
             return 0.0
 
-        assert workers.call(lambda: "just so", discarded.append, remaining) == "just so"
+        assert (
+            workers.call(lambda: "just so", discarded.append, remaining, copy_context())
+            == "just so"
+        )
         assert call(workers, lambda: "next") == "next"
         assert discarded == []
 
@@ -413,6 +420,7 @@ class TestInterruptions:
                 slow.tracked(),
                 lambda result: discarded.append((result, threading.current_thread())),
                 remaining,
+                copy_context(),
             )
         slow.end()
 
@@ -432,6 +440,7 @@ class TestInterruptions:
                 lambda: "unwanted",
                 lambda result: discarded.append((result, threading.current_thread())),
                 remaining,
+                copy_context(),
             )
 
         assert discarded == [("unwanted", threading.current_thread())]
@@ -447,7 +456,7 @@ class TestInterruptions:
             raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            workers.call(slow.tracked(), drop, remaining)
+            workers.call(slow.tracked(), drop, remaining, copy_context())
 
         with pytest.raises(AttemptTimeoutError):
             call(workers, lambda: "refused")

@@ -39,8 +39,8 @@ class Source(Generic[R]):
             self._iterator = iter(self._iterable)
             self.first = tuple(islice(dropwhile(is_blank, self._iterator), 1))
         except BaseException:
-            if self._once.acquire(blocking=False):
-                self._close()
+            self._once.acquire(blocking=False)  # nobody else has it yet
+            self._close()
             raise
         return self
 

@@ -61,9 +61,7 @@ class Workers:
             AttemptTimeoutError: The call was abandoned, or too many earlier ones still hang.
         """
         if self._is_full():
-            error = AttemptTimeoutError(self._provider, self.timeout)
-            error.add_note(f"It was not even asked: {MAX_ABANDONED} earlier calls still hang.")
-            raise error
+            raise self._refusal()
         task = _Task(fn, discard, self._abandoned, context)
         self._worker().accept(task)
         try:
@@ -83,6 +81,11 @@ class Workers:
             if not task.worker.is_alive():  # left in the process that this one was forked from
                 self._abandoned.discard(task)
         return len(self._abandoned) >= MAX_ABANDONED
+
+    def _refusal(self) -> AttemptTimeoutError:
+        error = AttemptTimeoutError(self._provider, self.timeout)
+        error.add_note(f"It was not even asked: {MAX_ABANDONED} earlier calls still hang.")
+        return error
 
     def _worker(self) -> "_Worker":
         while self._idle:

@@ -11,10 +11,8 @@ from resilience import stt, tts
 
 SAMPLE_RATE = 16_000
 QUESTION = "what is rain"
-ANSWERS = {
-    name: f"this is {name} rain is water from clouds" for name in ("primary", "backup", "somebody")
-}
-PHRASES = tuple(stt.Keyword(text=text) for text in (QUESTION, *ANSWERS.values()))
+ANSWERS = tuple(f"this is {name} rain is water from clouds" for name in ("primary", "backup"))
+PHRASES = tuple(stt.Keyword(text=text) for text in (QUESTION, *ANSWERS))
 SILENCE = bytes(SAMPLE_RATE)  # half a second, which ends an utterance
 VOICES = {
     name: tts.VoiceProfile(id=name, language="en-US", sample_rate=SAMPLE_RATE)

@@ -10,7 +10,10 @@ from resilience import llm
 from resilience.testing._script import Action, FakeStream, ManualClock, Script, started
 
 LLMItem: TypeAlias = str | llm.Chunk | Action
+"""An item of a `FakeLLM` script: a string is the content of a chunk."""
+
 LLMStep: TypeAlias = str | llm.CompletionResponse | Exception | Sequence[LLMItem]
+"""What one call to a `FakeLLM` does."""
 
 
 @final

@@ -9,6 +9,7 @@ from resilience import stt
 from resilience.testing._script import Action, ManualClock, Script
 
 STTItem: TypeAlias = str | stt.Transcript | Action
+"""An item of a `FakeSession` script: a string is the text of a transcript."""
 
 
 @final
@@ -78,6 +79,7 @@ class FakeSession(stt.SessionHandle):
 
 
 STTStep: TypeAlias = FakeSession | Exception | Sequence[Action | FakeSession]
+"""What one call to a `FakeSTT` does."""
 
 
 @final

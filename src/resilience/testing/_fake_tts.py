@@ -24,7 +24,10 @@ class Take:
 
 
 TTSItem: TypeAlias = bytes | Take | Action
+"""An item of a `FakeTTS` script."""
+
 TTSStep: TypeAlias = bytes | Exception | Sequence[TTSItem] | None
+"""What one call to a `FakeTTS` does."""
 
 
 @final

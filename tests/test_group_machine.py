@@ -1,0 +1,822 @@
+"""A group and its streams do what an oracle says, whatever happens to them in whatever order.
+
+`RESILIENCE_LONG=1` makes many more runs.
+"""
+
+import math
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import dataclass, field
+from inspect import GEN_CLOSED, getgeneratorstate
+from itertools import chain, islice
+from typing import Literal, TypeAlias
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    initialize,
+    invariant,
+    multiple,
+    rule,
+)
+from typing_extensions import override
+
+from resilience import (
+    AllFailedError,
+    Attempt,
+    CircuitBreakerConfig,
+    CircuitOpenError,
+    FallbackConfig,
+    FallbackGroup,
+    StateChange,
+    Stream,
+)
+from resilience.testing import FakeStream, ManualClock
+
+RUNS = 10_000 if "RESILIENCE_LONG" in os.environ else 250
+RESET_TIMEOUT = 10
+MOST_PROVIDERS = 4
+
+
+class RefusedError(Exception):
+    """It counts, perhaps with the provider's word on how long to stay away, and moves on."""
+
+    def __init__(self, wait: float | None = None) -> None:
+        """Fail, and ask for so many seconds."""
+        super().__init__(wait)
+        self.wait = wait
+
+
+class BrokenError(Exception):
+    """It counts, and goes to the caller."""
+
+
+class TooLongError(Exception):
+    """It does not count, and moves on."""
+
+
+class WrongRequestError(Exception):
+    """It does not count, and goes to the caller."""
+
+
+COUNTED = (RefusedError, BrokenError)
+MOVING = (RefusedError, TooLongError)
+
+Deed: TypeAlias = Literal["advance", "reset", "isolate", "add", "close"]
+Effect: TypeAlias = "tuple[Deed, int] | Plan"
+"""What happens meanwhile: a deed, or another call."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What happens while something is awaited from a provider, and what it raises in the end."""
+
+    effects: tuple[Effect, ...] = ()
+    error: BaseException | None = None
+
+
+@dataclass(frozen=True)
+class Script:
+    """What a provider does when it is called, and then for each item of its stream."""
+
+    form: Literal["lazy", "generator", "eager", "owner", "list"] = "lazy"
+    call: Step = Step()
+    items: tuple[Step, ...] = (Step(), Step())
+
+    def early(self) -> int:
+        """Tell how many items are made in the call already."""
+        return {"eager": 1, "list": len(self.items)}.get(self.form, 0)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The scripts of one call, for the first provider, the second, and so on."""
+
+    scripts: tuple[Script, ...]
+
+    def script(self, provider: str) -> Script:
+        """Return a provider's script; those without one answer."""
+        number = int(provider)
+        return self.scripts[number] if number < len(self.scripts) else Script()
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Settings of both sides."""
+
+    providers: int
+    max_failures: int
+    half_open_max: int
+    reports: bool
+    predicates: bool
+    attempt_timeout: int
+
+
+class World(ABC):
+    """What can be done to a group, be it the oracle or the real one."""
+
+    armed: tuple[Effect, ...] = ()
+
+    @abstractmethod
+    def advance(self, seconds: int) -> object:
+        """Let time pass."""
+
+    @abstractmethod
+    def reset(self, number: int) -> object:
+        """Reset a breaker."""
+
+    @abstractmethod
+    def isolate(self, number: int) -> object:
+        """Isolate a breaker."""
+
+    @abstractmethod
+    def add(self, number: int) -> object:
+        """Add a provider."""
+
+    @abstractmethod
+    def execute(self, plan: Plan) -> object:
+        """Make a call, and return what came of it."""
+
+    @abstractmethod
+    def stream(self, plan: Plan, number: int, *, lazily: bool) -> object:
+        """Open a stream of that number, and return the error if it cannot be opened."""
+
+    @abstractmethod
+    def read(self, number: int) -> object:
+        """Return the next item, or an error, or None for the end."""
+
+    @abstractmethod
+    def close(self, number: int) -> object:
+        """Close the stream of that number, or of another if there is none."""
+
+    @abstractmethod
+    def drop(self, number: int) -> object:
+        """Let go of a stream."""
+
+    def arm(self, effects: tuple[Effect, ...]) -> None:
+        """Have the listener do something at the next report."""
+        self.armed = effects
+
+    def fire(self) -> None:
+        """Do in the listener what it was armed with."""
+        effects, self.armed = self.armed, ()
+        self.apply(effects)
+
+    def apply(self, effects: tuple[Effect, ...]) -> None:
+        """Do what happens meanwhile."""
+        for effect in effects:
+            if isinstance(effect, Plan):
+                self.execute(effect)
+            else:
+                deed, number = effect
+                getattr(self, deed)(number)
+
+
+@dataclass
+class Breaker:
+    """A breaker as its description tells it; all times are whole seconds."""
+
+    name: str
+    profile: Profile
+    changes: list[tuple[str, str, str]]
+    state: str = "closed"
+    period: int = 0  # a result counts only if this is still what it was at the admission
+    failures: int = 0
+    until: float = 0
+    under_way: int = 0
+    succeeded: int = 0
+    last_admission: float = 0
+
+    def look(self, now: float) -> str:
+        """Tell the state that a reader sees."""
+        return "half-open" if self.state == "open" and now >= self.until else self.state
+
+    def admit(self, now: float) -> int | None:
+        """Return the period that a call is admitted to, None if it is refused."""
+        if self.look(now) != self.state:
+            self.go("half-open")
+        if self.state == "open":
+            return None
+        if self.state == "half-open":
+            all_taken = self.under_way + self.succeeded >= self.profile.half_open_max
+            if all_taken and now < self.last_admission + RESET_TIMEOUT:
+                return None
+            self.last_admission = now
+        self.under_way += 1
+        return self.period
+
+    def refusal(self, now: float) -> tuple[str, str, float | None]:
+        """Describe the error for a call that is refused now."""
+        ends = {"open": self.until, "half-open": self.last_admission + RESET_TIMEOUT}
+        end = ends.get(self.state, now)
+        return "open", self.name, None if end == math.inf else max(0, end - now)
+
+    def hear(self, period: int, outcome: str, error: BaseException | None, now: float) -> None:
+        """Hear how a call ended."""
+        if period != self.period:
+            return
+        self.under_way -= 1
+        if outcome == "succeeded":
+            self.failures = 0
+            self.succeeded += 1
+            if self.state == "half-open" and self.succeeded >= self.profile.half_open_max:
+                self.go("closed")
+        elif outcome == "failed":
+            self.failures += 1
+            wait = getattr(error, "wait", None)
+            is_enough = wait is not None or self.failures >= self.profile.max_failures
+            if self.state == "half-open" or is_enough:
+                self.go("open")
+                self.until = now + max(RESET_TIMEOUT, wait or 0)
+
+    def go(self, state: str) -> None:
+        """Begin a new period."""
+        if state != self.state:
+            self.changes.append((self.name, self.state, state))
+        self.state = state
+        self.period += 1
+        self.failures = self.under_way = self.succeeded = 0
+
+
+@dataclass
+class Call:
+    """An attempt that was admitted."""
+
+    breaker: Breaker
+    period: int
+    started: float
+    is_settled: bool = False
+
+
+@dataclass
+class Source:
+    """What a provider returned."""
+
+    provider: str
+    steps: list[Step]
+    items: int = 0
+    closed: int = 0
+
+    def close(self) -> None:
+        """Close it once; further attempts are no fault of anyone's."""
+        self.closed = 1
+
+
+@dataclass
+class OracleStream:
+    """A stream, which is one call at a time."""
+
+    plan: Plan
+    breakers: tuple[Breaker, ...]
+    remaining: Iterator[Breaker]
+    failures: dict[str, BaseException] = field(default_factory=dict)
+    call: Call | None = None
+    source: Source | None = None
+    first: list[str] = field(default_factory=list)
+    is_committed: bool = False
+    is_closed: bool = False
+    is_read: bool = False
+    has_ended: bool = False
+
+
+class Oracle(World):
+    """A group as its description tells it. What it would raise is returned."""
+
+    def __init__(self, profile: Profile) -> None:
+        """Make a group of healthy providers."""
+        self.profile = profile
+        self.now = 0
+        self.breakers: list[Breaker] = []
+        self.changes: list[tuple[str, str, str]] = []
+        self.reports: list[object] = []
+        self.sources: list[Source] = []
+        self.streams: dict[int, OracleStream] = {}
+        for number in range(profile.providers):
+            self.add(number)
+
+    @override
+    def advance(self, seconds: int) -> None:
+        self.now += seconds
+
+    @override
+    def reset(self, number: int) -> None:
+        self.breakers[number % len(self.breakers)].go("closed")
+
+    @override
+    def isolate(self, number: int) -> None:
+        breaker = self.breakers[number % len(self.breakers)]
+        breaker.go("open")
+        breaker.until = math.inf
+
+    @override
+    def add(self, number: int) -> None:
+        if len(self.breakers) < MOST_PROVIDERS:
+            self.breakers.append(Breaker(str(len(self.breakers)), self.profile, self.changes))
+
+    @override
+    def execute(self, plan: Plan) -> object:
+        breakers = tuple(self.breakers)
+        failures: dict[str, BaseException] = {}
+        for breaker in breakers:
+            call = self._admit(breaker)
+            if call is None:
+                continue
+            error = self._perform(plan.script(breaker.name).call)
+            self._settle(call, error)
+            if error is None:
+                return breaker.name
+            if not isinstance(error, MOVING):
+                return error
+            failures[breaker.name] = error
+        return self._all_failed(breakers, failures)
+
+    @override
+    def stream(self, plan: Plan, number: int, *, lazily: bool) -> object:
+        breakers = tuple(self.breakers)
+        stream = OracleStream(plan, breakers, iter(breakers))
+        error = self._begin(stream, fetch=not lazily)
+        if error is None:
+            self.streams[number] = stream
+        return error
+
+    @override
+    def read(self, number: int) -> object:
+        stream = self.streams[number]
+        if stream.has_ended:
+            return None
+        stream.is_read = True
+        result = self._read(stream)
+        stream.is_read = False
+        if stream.is_closed and not _is_interruption(result):
+            result = None
+        if not isinstance(result, str):
+            self._end(stream)
+        return result
+
+    @override
+    def close(self, number: int) -> None:
+        if self.streams:
+            stream = self.streams[nearest(number, self.streams)]
+            stream.is_closed = True
+            self._give_up(stream)
+            if not stream.is_read:
+                self._end(stream)
+
+    @override
+    def drop(self, number: int) -> None:
+        self.close(number)
+        del self.streams[number]
+
+    def provider(self, number: int) -> str | None:
+        """Name the provider that serves a stream."""
+        stream = self.streams[number]
+        return stream.call.breaker.name if stream.call and stream.is_committed else None
+
+    def _perform(self, step: Step) -> BaseException | None:
+        self.apply(step.effects)
+        return step.error
+
+    def _admit(self, breaker: Breaker) -> Call | None:
+        period = breaker.admit(self.now)
+        if period is None:
+            self._report(breaker, "skipped", breaker.refusal(self.now), 0)
+            return None
+        return Call(breaker, period, self.now)
+
+    def _settle(self, call: Call, error: BaseException | None, *, given_up: bool = False) -> bool:
+        if call.is_settled:
+            return False
+        call.is_settled = True
+        if given_up or _is_interruption(error):
+            outcome = "cancelled"
+        elif error is None:
+            outcome = "succeeded"
+        else:
+            outcome = "failed" if isinstance(error, COUNTED) else "ignored"
+        call.breaker.hear(call.period, outcome, error, self.now)
+        self._report(call.breaker, outcome, error, self.now - call.started)
+        return True
+
+    def _report(self, breaker: Breaker, outcome: str, error: object, duration: float) -> None:
+        if self.profile.reports:
+            self.reports.append((breaker.name, outcome, error, duration))
+            self.fire()
+
+    def _all_failed(
+        self, breakers: tuple[Breaker, ...], failures: dict[str, BaseException]
+    ) -> object:
+        reasons: dict[str, object] = {}
+        for breaker in breakers:
+            reasons[breaker.name] = failures.get(breaker.name, breaker.refusal(self.now))
+        waits = [reason[2] for reason in reasons.values() if isinstance(reason, tuple)]
+        retry_after = min((wait for wait in waits if wait is not None), default=None)
+        return "all failed", list(reasons.items()), reasons[breakers[-1].name], retry_after
+
+    def _begin(self, stream: OracleStream, *, fetch: bool) -> object:
+        """Try the providers that are left; return what the caller is told if none serves."""
+        for breaker in stream.remaining:
+            stream.call = self._admit(breaker)
+            if stream.call is None:
+                continue
+            error = self._open(stream, breaker, fetch=fetch)
+            if error is None or not self._goes_on(stream, error):
+                return error
+        return self._all_failed(stream.breakers, stream.failures)
+
+    def _open(self, stream: OracleStream, breaker: Breaker, *, fetch: bool) -> BaseException | None:
+        script = stream.plan.script(breaker.name)
+        early, later = script.items[: script.early()], script.items[script.early() :]
+        stream.source = None
+        for step in (script.call, *early):
+            error = self._perform(step)
+            if error is not None:
+                return error
+        stream.source = Source(breaker.name, [Step() for _ in early] + list(later))
+        if script.form != "list":
+            self.sources.append(stream.source)
+        return self._fetch_first(stream) if fetch else None
+
+    def _fetch_first(self, stream: OracleStream) -> BaseException | None:
+        item = self._fetch(stream)
+        if isinstance(item, BaseException):
+            return item
+        if not stream.is_closed:
+            stream.is_committed = True
+            stream.first = [] if item is None else [item]
+        return None
+
+    def _fetch(self, stream: OracleStream) -> str | BaseException | None:
+        source = stream.source
+        if source is None or not source.steps:
+            return None
+        error = self._perform(source.steps.pop(0))
+        if error is not None:
+            return error
+        source.items += 1
+        return f"{source.provider}.{source.items}"
+
+    def _goes_on(self, stream: OracleStream, error: BaseException) -> bool:
+        """Give a provider up, and tell whether another one is tried."""
+        assert stream.call
+        if stream.source:
+            stream.source.close()
+        if not self._settle(stream.call, error) or not isinstance(error, MOVING):
+            return False
+        stream.failures[stream.call.breaker.name] = error
+        return True
+
+    def _read(self, stream: OracleStream) -> object:
+        if not stream.is_committed:
+            error: object = self._fetch_first(stream)
+            if isinstance(error, BaseException) and self._goes_on(stream, error):
+                error = self._begin(stream, fetch=True)
+            if error is not None or stream.is_closed:
+                return error
+        if stream.first:
+            return stream.first.pop()
+        item = self._fetch(stream)
+        if isinstance(item, BaseException) and stream.call:
+            self._settle(stream.call, item)
+        return item
+
+    def _give_up(self, stream: OracleStream) -> None:
+        if stream.call:
+            self._settle(stream.call, None, given_up=not stream.is_committed)
+
+    def _end(self, stream: OracleStream) -> None:
+        self._give_up(stream)
+        stream.has_ended = True
+        if stream.source:
+            stream.source.close()
+
+
+class Owner(Iterable[str]):
+    """An iterable that is no iterator, with a close of its own, which raises."""
+
+    def __init__(self, items: Iterator[str]) -> None:
+        """Own some items."""
+        self._items = items
+        self.closed = 0
+
+    @override
+    def __iter__(self) -> Iterator[str]:
+        """Return the items."""
+        return self._items
+
+    def close(self) -> None:
+        """Count, and raise."""
+        self.closed += 1
+        raise OSError
+
+
+class Real(World):
+    """The group under test; its providers are their own names."""
+
+    def __init__(self, profile: Profile) -> None:
+        """Make a group of healthy providers."""
+        self.clock = ManualClock()
+        self.changes: list[tuple[str, str, str]] = []
+        self.reports: list[object] = []
+        self.sources: list[FakeStream[str] | Owner | Generator[str, None, None]] = []
+        self.streams: dict[int, Stream[str]] = {}
+        breaker = CircuitBreakerConfig(
+            max_failures=profile.max_failures,
+            half_open_max=profile.half_open_max,
+            reset_timeout=RESET_TIMEOUT,
+            failure_on=(lambda e: isinstance(e, COUNTED)) if profile.predicates else COUNTED,
+            retry_after=lambda error: error.wait if isinstance(error, RefusedError) else None,
+            on_state_change=self._on_change,
+            clock=self.clock,
+        )
+        config = FallbackConfig(
+            circuit_breaker=breaker,
+            fallback_on=(lambda e: isinstance(e, MOVING)) if profile.predicates else MOVING,
+            on_attempt=self._on_attempt if profile.reports else None,
+            attempt_timeout=profile.attempt_timeout,
+        )
+        self.group = FallbackGroup("0", "0", config)
+        for number in range(1, profile.providers):
+            self.add(number)
+
+    @override
+    def advance(self, seconds: int) -> None:
+        self.clock.advance(seconds)
+
+    @override
+    def reset(self, number: int) -> None:
+        breakers = tuple(self.group.breakers.values())
+        breakers[number % len(breakers)].reset()
+
+    @override
+    def isolate(self, number: int) -> None:
+        breakers = tuple(self.group.breakers.values())
+        breakers[number % len(breakers)].isolate()
+
+    @override
+    def add(self, number: int) -> None:
+        name = str(len(self.group.breakers))
+        if len(self.group.breakers) < MOST_PROVIDERS:
+            self.group.add_fallback(name, name)
+        else:
+            with pytest.raises(ValueError, match="taken"):
+                self.group.add_fallback("0", name)
+
+    @override
+    def execute(self, plan: Plan) -> object:
+        def work(provider: str) -> str:
+            self._perform(plan.script(provider).call)
+            return provider
+
+        return _outcome(lambda: self.group.execute(work))
+
+    @override
+    def stream(self, plan: Plan, number: int, *, lazily: bool) -> object:
+        def begin() -> None:
+            self.streams[number] = self.group.stream(
+                lambda provider: self._open(provider, plan.script(provider)),
+                commit="first-next" if lazily else "call",
+            )
+
+        return _outcome(begin)
+
+    @override
+    def read(self, number: int) -> object:
+        return _outcome(lambda: next(self.streams[number], None))
+
+    @override
+    def close(self, number: int) -> None:
+        if self.streams:
+            self.streams[nearest(number, self.streams)].close()
+
+    @override
+    def drop(self, number: int) -> None:
+        del self.streams[number]
+
+    def _open(self, provider: str, script: Script) -> Iterable[str]:
+        self._perform(script.call)
+        items = self._items(provider, script)
+        if script.form == "list":
+            return list(items)
+        source = self._source(items, script)
+        self.sources.append(source)
+        return source
+
+    def _source(
+        self, items: Generator[str, None, None], script: Script
+    ) -> FakeStream[str] | Owner | Generator[str, None, None]:
+        if script.form == "generator":
+            return items
+        if script.form == "owner":
+            return Owner(items)
+        return FakeStream(chain(tuple(islice(items, script.early())), items))
+
+    def _items(self, provider: str, script: Script) -> Generator[str, None, None]:
+        for number, step in enumerate(script.items, start=1):
+            self._perform(step)
+            yield f"{provider}.{number}"
+
+    def _perform(self, step: Step) -> None:
+        self.apply(step.effects)
+        if step.error is not None:
+            raise step.error
+
+    def _on_attempt(self, attempt: Attempt) -> None:
+        error = _describe(attempt.error)
+        self.reports.append((attempt.provider, str(attempt.outcome), error, attempt.duration))
+        self.fire()
+        raise ValueError  # is logged, and harms nothing
+
+    def _on_change(self, change: StateChange) -> None:
+        self.changes.append((change.name, str(change.old), str(change.new)))
+
+
+def nearest(number: int, streams: Iterable[int]) -> int:
+    """Choose a stream, the one of that number if there is one."""
+    return min(streams, key=lambda candidate: (abs(candidate - number), candidate))
+
+
+def _is_interruption(result: object) -> bool:
+    return isinstance(result, BaseException) and not isinstance(result, Exception)
+
+
+def _outcome(act: Callable[[], object]) -> object:
+    try:
+        return act()
+    except AllFailedError as error:
+        failures = [(name, _describe(each)) for name, each in error.failures.items()]
+        return "all failed", failures, _describe(error.__cause__), error.retry_after
+    except BaseException as error:  # noqa: BLE001  # it is compared
+        return error.with_traceback(None)  # whose frames would hold the stream
+
+
+def _describe(error: BaseException | None) -> object:
+    if isinstance(error, CircuitOpenError):
+        return "open", error.name, error.retry_after
+    return error
+
+
+FAILURES = (
+    st.builds(RefusedError)
+    | st.builds(RefusedError)
+    | st.builds(RefusedError, st.sampled_from([0, 25, math.inf]))
+    | st.builds(BrokenError)
+    | st.builds(TooLongError)
+    | st.builds(WrongRequestError)
+    | st.sampled_from([KeyboardInterrupt, SystemExit]).map(lambda kind: kind())
+)
+SECONDS = st.sampled_from([1, 5, RESET_TIMEOUT - 1, RESET_TIMEOUT, RESET_TIMEOUT, 25])
+NUMBERS = st.integers(0, MOST_PROVIDERS - 1)
+
+
+def deeds(numbers: st.SearchStrategy[int], *names: Deed) -> st.SearchStrategy[Effect]:
+    """Make deeds of some names."""
+    return st.tuples(st.sampled_from(names), numbers)
+
+
+DEEDS = deeds(SECONDS, "advance") | deeds(NUMBERS, "reset", "isolate", "add")
+
+
+def plans(effects: st.SearchStrategy[Effect]) -> st.SearchStrategy[Plan]:
+    """Make plans in whose calls something happens meanwhile."""
+    steps = st.builds(
+        Step,
+        st.just(()) | st.lists(effects, max_size=2).map(tuple),
+        st.none() | st.none() | FAILURES,
+    )
+    calls = st.just(Step()) | steps | st.builds(Step, error=st.builds(GeneratorExit))
+    forms = st.sampled_from(["lazy", "generator", "eager", "owner", "list"])
+    scripts = st.builds(Script, forms, calls, st.lists(steps, max_size=4).map(tuple))
+    return st.builds(Plan, st.lists(scripts, max_size=3).map(tuple))
+
+
+INNER_PLANS = plans(DEEDS)
+INNER_EFFECTS = DEEDS | INNER_PLANS
+PLANS = plans(INNER_EFFECTS | deeds(st.integers(0, 20), "close"))
+
+
+class GroupMachine(RuleBasedStateMachine):
+    """Calls and streams overlap, and streams end in any order."""
+
+    streams = Bundle("streams")
+
+    @initialize(
+        profile=st.builds(
+            Profile,
+            providers=st.integers(1, 3),
+            max_failures=st.integers(1, 3),
+            half_open_max=st.integers(1, 3),
+            reports=st.sampled_from([True, True, True, False]),
+            predicates=st.booleans(),
+            # Seldom, since it makes threads. Nothing takes so long.
+            attempt_timeout=st.sampled_from([0] * 15 + [60]),
+        )
+    )
+    def begin(self, profile: Profile) -> None:
+        """Make a group and its oracle."""
+        self.opened = 0
+        self.oracle = Oracle(profile)
+        self.real = Real(profile)
+
+    def both(self, act: Callable[[World], object]) -> object:
+        """Do the same to both, and expect the same of both."""
+        expected = act(self.oracle)
+        seen = act(self.real)
+        assert seen == expected
+        return seen
+
+    @rule(plan=PLANS)
+    def execute(self, plan: Plan) -> None:
+        """Make a whole call."""
+        self.both(lambda world: world.execute(plan))
+
+    @rule(target=streams, plan=PLANS, lazily=st.booleans())
+    def open(self, plan: Plan, lazily: bool) -> object:  # noqa: FBT001  # hypothesis names it
+        """Open a stream."""
+        number = self.opened
+        self.opened += 1
+        error = self.both(lambda world: world.stream(plan, number, lazily=lazily))
+        return number if error is None else multiple()
+
+    @rule(number=streams, items=st.integers(1, 6))
+    def read(self, number: int, items: int) -> None:
+        """Read on in a stream, perhaps to its end and further."""
+        for _ in range(items):
+            self.both(lambda world: world.read(number))
+
+    @rule(number=streams)
+    def close(self, number: int) -> None:
+        """Close a stream, perhaps again."""
+        self.both(lambda world: world.close(number))
+
+    @rule(number=consumes(streams))
+    def drop(self, number: int) -> None:
+        """Drop a stream."""
+        self.both(lambda world: world.drop(number))
+
+    @rule(deed=DEEDS)
+    def do(self, deed: Effect) -> None:
+        """Let time pass, reset or isolate a breaker, or add a provider."""
+        self.both(lambda world: world.apply((deed,)))
+
+    @rule(effects=st.lists(INNER_EFFECTS, min_size=1, max_size=2).map(tuple))
+    def arm(self, effects: tuple[Effect, ...]) -> None:
+        """Have the listener use the group itself at the next report."""
+        self.both(lambda world: world.arm(effects))
+
+    @invariant()
+    def same_states(self) -> None:
+        """A reader sees the same breakers in the same states, and the same time."""
+        now = self.oracle.now
+        expected = [(breaker.name, breaker.look(now)) for breaker in self.oracle.breakers]
+        breakers = self.real.group.breakers
+
+        assert [(name, str(breaker.state)) for name, breaker in breakers.items()] == expected
+        assert self.real.changes == self.oracle.changes
+        assert self.real.clock() == now
+
+    @invariant()
+    def same_reports(self) -> None:
+        """Each attempt that ended was reported once, with the same outcome."""
+        assert self.real.reports == self.oracle.reports
+
+    @invariant()
+    def same_providers(self) -> None:
+        """Each stream is served by the same provider."""
+        seen = {number: stream.provider for number, stream in self.real.streams.items()}
+
+        assert seen == {number: self.oracle.provider(number) for number in self.oracle.streams}
+
+    @invariant()
+    def closed_once(self) -> None:
+        """What a provider returned is closed once at the end of its stream, and not before."""
+        for seen, expected in zip(self.real.sources, self.oracle.sources, strict=True):
+            if isinstance(seen, Generator):  # it also closes itself
+                assert not expected.closed or getgeneratorstate(seen) == GEN_CLOSED
+            else:
+                assert seen.closed == expected.closed
+
+    @override
+    def teardown(self) -> None:
+        """Expect that nothing stays open, no slot is lost, and all works after a reset."""
+        for number in tuple(self.real.streams):
+            self.drop(number)
+        assert not any(breaker.under_way for breaker in self.oracle.breakers)
+        self.do(("advance", RESET_TIMEOUT))
+        for _ in range(MOST_PROVIDERS):
+            self.execute(Plan(()))
+        self.same_reports()
+        self.same_states()
+        self.closed_once()
+
+        self.do(("reset", 0))
+
+        assert self.both(lambda world: world.execute(Plan(()))) == "0"
+
+
+TestGroupMachine = GroupMachine.TestCase
+TestGroupMachine.settings = settings(max_examples=RUNS, stateful_step_count=30, deadline=None)

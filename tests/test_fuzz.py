@@ -1,0 +1,423 @@
+"""Hostile values: what reads them never raises, and what checks them says which one was wrong.
+
+`RESILIENCE_LONG=1` tries many more.
+"""
+
+import contextlib
+import math
+import os
+import sys
+from collections import UserDict, UserString
+from collections.abc import Callable, Iterator
+from datetime import UTC, timedelta
+from email.message import Message
+from email.utils import format_datetime
+from enum import IntEnum
+from types import MappingProxyType, SimpleNamespace
+from typing import Any, NoReturn
+from unittest.mock import MagicMock, Mock
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from resilience import (
+    AllFailedError,
+    CircuitBreaker,
+    CircuitBreakerConfig,
+    CircuitOpenError,
+    FallbackConfig,
+    FallbackGroup,
+    State,
+    http,
+)
+from resilience.testing import ManualClock
+
+EXAMPLES = 20_000 if "RESILIENCE_LONG" in os.environ else 300
+FUZZING = settings(max_examples=EXAMPLES, deadline=None)
+
+
+# ---- objects that do not behave
+
+
+def misbehave(*_: object, **__: object) -> NoReturn:
+    """Raise what nobody expects."""
+    msg = "hostile"
+    raise ArithmeticError(msg)
+
+
+def hostile(*names: str, base: type = object) -> type:
+    """Return a class whose methods and properties of these names raise."""
+    members: dict[str, object] = dict.fromkeys(names, misbehave)
+    return type("Hostile", (base,), members)
+
+
+def hostile_property(*names: str, base: type = object) -> type:
+    """Return a class of which these attributes cannot be read."""
+    return type("Unreadable", (base,), {name: property(misbehave) for name in names})
+
+
+class Endless:
+    """Something that goes down without end."""
+
+    def __getattr__(self, name: str) -> "Endless":
+        """Return another one like it."""
+        return self
+
+    def __str__(self) -> str:
+        """Go down."""
+        return str(self)
+
+
+class Status(IntEnum):
+    """A status that is more than a number."""
+
+    BUSY = 429
+
+
+class Interrupting:
+    """Items that stop coming in the middle."""
+
+    def items(self) -> Iterator[tuple[str, str]]:
+        """Yield one pair, and raise."""
+        yield "x-first", "1"
+        misbehave()
+
+
+@st.composite
+def quiet(draw: st.DrawFn, values: st.SearchStrategy[Any]) -> Any:  # noqa: ANN401
+    """Draw values of a strategy that takes pages to describe."""
+    return draw(values)
+
+
+COMPARISONS = ("__eq__", "__lt__", "__le__", "__gt__", "__ge__", "__bool__", "__hash__")
+CONVERSIONS = ("__str__", "__int__", "__float__", "__index__", "__len__", "__iter__")
+OBJECTS = st.sampled_from(
+    [
+        object,
+        Endless,
+        Mock,
+        MagicMock,
+        hostile(*COMPARISONS),
+        hostile(*CONVERSIONS),
+        hostile(*COMPARISONS, *CONVERSIONS, base=int),
+        hostile(*COMPARISONS, *CONVERSIONS, base=float),
+        hostile(*COMPARISONS, *CONVERSIONS, "lower", "strip", "encode", base=str),
+        hostile(*COMPARISONS, *CONVERSIONS, "decode", "lower", base=bytes),
+        hostile("items", "keys", "get", "__getitem__", "__iter__", base=dict),
+        hostile("__getattr__"),
+    ]
+).map(lambda kind: kind())
+NUMBERS = (
+    st.integers()
+    | st.floats()
+    | st.sampled_from([0, -0.0, math.nan, math.inf, -math.inf, 1e308, 5e-324, 10**400, -(10**400)])
+    | st.decimals()
+    | st.fractions()
+    | st.complex_numbers()
+    | st.booleans()
+    | st.just(Status.BUSY)
+)
+DATES = st.datetimes().map(format_datetime) | st.sampled_from(
+    [
+        "Mon, 31 Dec 9999 23:59:60 -9959",
+        "Sat, 01 Jan 0001 00:00:00 +2359",
+        "Thu, 01 Jan 99999999999 00:00:00 GMT",
+        "Fri, 31 Feb 2031 25:61:61 GMT",
+        "Sun Nov  6 08:49:37 1994",
+        "Sunday, 06-Nov-94 08:49:37 GMT",
+        "2031-01-01T00:00:00Z",
+    ]
+)
+TEXTS = (
+    DATES
+    | st.text(max_size=30)
+    | st.text(st.characters(categories=["Nd", "Nl", "No"]), max_size=8)
+    | st.text("0123456789.,-+eE_ \tinfaNxX\x00\ud800", max_size=12)
+    | st.sampled_from(["9" * 500, "1e400", "-0", "١٢", "１", "²", "nan", "inf", "1_0", "", " 7 "])  # noqa: RUF001
+)
+PLAIN: st.SearchStrategy[Any] = (
+    st.none()
+    | NUMBERS
+    | TEXTS
+    | TEXTS.map(UserString)
+    | TEXTS.map(lambda text: text.encode("utf-8", "surrogatepass"))
+    | st.binary(max_size=20)
+    | st.binary(max_size=20).map(bytearray)
+    | st.binary(max_size=20).map(memoryview)  # type: ignore[arg-type]
+    | st.datetimes(timezones=st.none() | st.just(UTC))
+    | st.timedeltas()
+)
+ATOMS = PLAIN | OBJECTS
+VALUES = quiet(ATOMS | st.lists(ATOMS, max_size=2) | st.lists(ATOMS, max_size=2).map(tuple))
+
+
+# ---- reading exceptions
+
+KEYS = (
+    st.sampled_from(["retry-after", "Retry-After", "RETRY-AFTER-MS", "retry-after-ms", "x"])
+    | st.sampled_from([b"Retry-After", b"retry-after-ms", b"\xff"])
+    | ATOMS
+)
+PAIRS = quiet(st.lists(st.tuples(KEYS, VALUES), max_size=3))
+
+
+def message(pairs: list[tuple[Any, Any]]) -> Message:
+    """Put pairs into what the standard library's clients have, as far as it takes them."""
+    headers = Message()
+    for key, value in pairs:
+        with contextlib.suppress(Exception):
+            headers[key] = value
+    return headers
+
+
+def as_dict(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+    """Put pairs into a dictionary, as far as it takes them."""
+    headers: dict[Any, Any] = {}
+    for key, value in pairs:
+        with contextlib.suppress(Exception):
+            headers[key] = value
+    return headers
+
+
+HEADERS = (
+    PAIRS
+    | PAIRS.map(as_dict)
+    | PAIRS.map(message)
+    | PAIRS.map(lambda pairs: UserDict(as_dict(pairs)))
+    | PAIRS.map(lambda pairs: MappingProxyType(as_dict(pairs)))
+    | PAIRS.map(lambda pairs: SimpleNamespace(items=lambda: pairs))
+    | PAIRS.map(lambda pairs: SimpleNamespace(items=lambda: iter(pairs)))
+    | VALUES.map(lambda value: SimpleNamespace(items=value))
+    | VALUES.map(lambda value: SimpleNamespace(items=lambda: value))
+    | VALUES.map(lambda value: SimpleNamespace(items=lambda: [value]))
+    | st.builds(Interrupting)
+    | VALUES
+)
+STATUSES = VALUES | st.integers(380, 520) | st.integers(380, 520).map(str)
+NAMES = ("status_code", "status", "code", "response", "headers")
+RESPONSES = st.deferred(
+    lambda: (
+        st.builds(SimpleNamespace, status_code=STATUSES, headers=HEADERS)
+        | ERRORS
+        | st.sampled_from([hostile_property("status_code"), hostile_property("headers")]).map(
+            lambda kind: kind()
+        )
+        | VALUES
+    )
+)
+
+
+def shaped(attributes: dict[str, object], unreadable: list[str], base: type) -> BaseException:
+    """Make an exception with some attributes, and with others that cannot be read."""
+    kind = hostile_property(*unreadable, base=base)
+    error: BaseException = kind()
+    for name, value in attributes.items():
+        if name not in unreadable:
+            setattr(error, name, value)
+    return error
+
+
+ERRORS: st.SearchStrategy[BaseException] = st.builds(
+    shaped,
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "status_code": STATUSES,
+            "status": STATUSES,
+            "code": STATUSES,
+            "response": RESPONSES,
+            "headers": HEADERS,
+        },
+    ),
+    st.lists(st.sampled_from(NAMES), max_size=2),
+    st.sampled_from([Exception, TimeoutError, ConnectionError, KeyboardInterrupt]),
+)
+
+
+@given(error=ERRORS)
+@FUZZING
+def test_reading_an_exception_never_raises(error: BaseException) -> None:
+    """Whatever an exception holds, it is somebody's fault, and the wait is sensible or None."""
+    is_fault = http.is_provider_fault(error)
+    wait = http.retry_after(error)
+
+    assert is_fault in {True, False}
+    assert wait is None or (type(wait) is float and math.isfinite(wait) and wait >= 0)
+
+
+@given(name=st.sampled_from(["Retry-After", "Retry-After-Ms"]), value=VALUES | TEXTS)
+@FUZZING
+def test_no_header_gives_an_endless_wait(name: str, value: object) -> None:
+    """Whatever stands in a header, the wait is finite, not negative, or None."""
+    response = SimpleNamespace(headers={name: value})
+
+    wait = http.retry_after(shaped({"response": response}, [], Exception))
+
+    assert wait is None or (type(wait) is float and math.isfinite(wait) and wait >= 0)
+
+
+@given(value=TEXTS)
+@FUZZING
+def test_a_header_means_the_same_as_bytes(value: str) -> None:
+    """A client that gives headers as bytes is read like one that gives text."""
+    value = value.encode("latin-1", "replace").decode("latin-1")
+    as_text = SimpleNamespace(headers={"Retry-After-Ms": value})
+    as_bytes = SimpleNamespace(headers={b"Retry-After-Ms": value.encode("latin-1")})
+
+    waits = [
+        http.retry_after(shaped({"response": response}, [], Exception))
+        for response in (as_text, as_bytes)
+    ]
+
+    assert waits[0] == waits[1]
+
+
+# ---- settings
+
+
+async def coroutine_function(*_: object) -> None:
+    """Do nothing, later."""
+
+
+CALLABLES = st.sampled_from(
+    [
+        misbehave,
+        coroutine_function,
+        lambda *_: None,
+        lambda *_: math.nan,
+        lambda *_: -math.inf,
+        lambda *_: 10**400,
+        lambda *_: "seven",
+        lambda *_: hostile("__bool__", "__float__", "__lt__", "__gt__")(),
+        lambda: None,
+        len,
+        int,
+        object,
+        MagicMock(),
+        staticmethod(coroutine_function),
+        hostile("__call__")(),
+    ]
+)
+TYPES = st.sampled_from(
+    [
+        Exception,
+        ValueError,
+        BaseException,
+        KeyboardInterrupt,
+        int,
+        type,
+        State,
+    ]
+)
+FILTERS = TYPES | st.lists(TYPES | PLAIN, max_size=3).map(tuple) | CALLABLES
+ANYTHING = quiet(
+    PLAIN
+    | st.lists(PLAIN, max_size=2)
+    | st.sampled_from([object(), Mock(), MagicMock(), timedelta.min, timedelta.max, sys.maxsize])
+    | FILTERS
+)
+FIELDS = {
+    "name": ANYTHING | st.text(max_size=5),
+    "max_failures": ANYTHING | st.integers(-1, 4),
+    "reset_timeout": ANYTHING | st.floats(-1, 60) | st.timedeltas(),
+    "half_open_max": ANYTHING | st.integers(-1, 4),
+    "failure_on": ANYTHING | FILTERS,
+    "retry_after": ANYTHING | CALLABLES,
+    "on_state_change": ANYTHING | CALLABLES,
+}
+GROUP_FIELDS = {
+    "circuit_breaker": ANYTHING,
+    "fallback_on": ANYTHING | FILTERS,
+    "on_attempt": ANYTHING | CALLABLES,
+    "attempt_timeout": ANYTHING | st.floats(-1, 60) | st.timedeltas(),
+}
+
+
+def shown(value: object) -> list[str]:
+    """Return how a message may show a value: itself, or one of its parts, or its seconds."""
+    parts = [value, *value] if isinstance(value, tuple) else [value]
+    if isinstance(value, timedelta):
+        parts.append(value.total_seconds())
+    return [repr(part) for part in parts]
+
+
+def made(kind: Callable[..., Any], fields: dict[str, object]) -> Any:  # noqa: ANN401
+    """Make settings, or return None if they were refused as they should be."""
+    try:
+        return kind(**fields)
+    except (TypeError, ValueError) as error:
+        refusal = str(error)
+    assert any(
+        refusal.startswith(f"{field} must ") and any(text in refusal for text in shown(value))
+        for field, value in fields.items()
+    ), refusal
+    return None
+
+
+def fail() -> NoReturn:
+    """Fail as providers do."""
+    raise ConnectionError
+
+
+@given(fields=st.fixed_dictionaries({}, optional=FIELDS))
+@example({"clock": 3})
+@example({"clock": coroutine_function})
+@FUZZING
+def test_a_breaker_is_refused_or_works(fields: dict[str, object]) -> None:
+    """Each refusal names field and value; with what was not refused a breaker does its work."""
+    clock = ManualClock()
+    config = made(CircuitBreakerConfig, {"clock": clock, **fields})
+    if config is None:
+        return
+    breaker = CircuitBreaker(config)
+
+    assert breaker.execute(str) == ""
+    for _ in range(5):
+        with pytest.raises((ConnectionError, CircuitOpenError)):
+            breaker.execute(fail)
+        assert breaker.state in State
+        clock.advance(20)
+    breaker.isolate()
+    with pytest.raises(CircuitOpenError) as refusal:
+        breaker.execute(str)
+    assert refusal.value.retry_after is None
+    assert str(refusal.value)
+    breaker.reset()
+    assert breaker.state is State.CLOSED
+    assert breaker.execute(str) == ""
+
+
+@given(fields=st.fixed_dictionaries({}, optional=GROUP_FIELDS))
+@FUZZING
+def test_a_group_is_refused_or_works(fields: dict[str, object]) -> None:
+    """Each refusal names field and value; with what was not refused a group does its work."""
+    config = made(FallbackConfig, fields)
+    # With a limit the calls are real ones, on threads, and some limits are too short for any.
+    if config is None or config.attempt_timeout:
+        return
+    group = FallbackGroup[Callable[[], str]](fail, "0", config)
+    group.add_fallback("1", str)
+
+    with contextlib.suppress(ConnectionError, AllFailedError):  # as the filter wants it
+        assert group.execute(lambda provider: provider()) == ""
+    with contextlib.suppress(ConnectionError, AllFailedError):
+        assert list(group.stream(lambda provider: provider())) == []
+    group.breakers["0"].isolate()
+    assert group.execute(lambda provider: provider()) == ""
+
+
+@given(name=ANYTHING | st.sampled_from(["", "0", "1"]), attempt_timeout=ANYTHING)
+@FUZZING
+def test_a_provider_is_refused_or_added(name: object, attempt_timeout: object) -> None:
+    """A name or a limit that is refused is named, and nothing is added then."""
+    group = FallbackGroup("primary", "0")
+
+    def add(**fields: Any) -> bool:  # noqa: ANN401
+        group.add_fallback(fallback="another", **fields)
+        return True
+
+    is_added = made(add, {"name": name, "attempt_timeout": attempt_timeout})
+
+    assert len(group.breakers) == (2 if is_added else 1)
+    assert group.execute(str) == "primary"

@@ -1,6 +1,10 @@
-"""A circuit breaker does what an oracle says, whatever happens to it in whatever order."""
+"""A circuit breaker does what an oracle says, whatever happens to it in whatever order.
+
+`RESILIENCE_LONG=1` makes many more runs.
+"""
 
 import math
+import os
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
@@ -21,6 +25,7 @@ from typing_extensions import override
 from resilience import CircuitBreaker, CircuitBreakerConfig, CircuitOpenError, StateChange
 from resilience.testing import ManualClock
 
+RUNS = 20_000 if "RESILIENCE_LONG" in os.environ else 300
 RESET_TIMEOUT = 10
 
 
@@ -238,4 +243,4 @@ class BreakerMachine(RuleBasedStateMachine):
 
 
 TestBreakerMachine = BreakerMachine.TestCase
-TestBreakerMachine.settings = settings(max_examples=300, stateful_step_count=40, deadline=None)
+TestBreakerMachine.settings = settings(max_examples=RUNS, stateful_step_count=40, deadline=None)

@@ -33,3 +33,5 @@ html_theme = "furo"
 html_title = f"resilience {release}"
 html_copy_source = False
 html_show_sphinx = False
+html_show_copyright = False
+html_theme_options = {"light_css_variables": {"code-font-size": "78%"}}  # 100 columns fit

@@ -13,6 +13,7 @@ import pytest
 from resilience import (
     AllFailedError,
     Attempt,
+    CircuitBreaker,
     CircuitBreakerConfig,
     EmptyStreamError,
     FallbackConfig,
@@ -371,8 +372,9 @@ def test_closed_is_at_its_end(commit: Literal["call", "first-next"]) -> None:
         lambda: chain.__new__(Stream),
         lambda: object.__new__(Reading),
         lambda: object.__new__(Source),
+        lambda: object.__new__(type(CircuitBreaker().guard())),
     ],
-    ids=["stream", "reading", "source"],
+    ids=["stream", "reading", "source", "guard"],
 )
 def test_interrupted_in_its_making(unmade: Callable[[], object]) -> None:
     """What an interruption has left half made goes without a complaint."""

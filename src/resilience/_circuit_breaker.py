@@ -128,7 +128,8 @@ class _Guard(AbstractContextManager[None]):
 
     def __del__(self) -> None:
         """Give the permit back if the body never ended."""
-        self._circuit.released(self._permit)
+        if hasattr(self, "_permit"):  # else its making was interrupted
+            self._circuit.released(self._permit)
 
     @override
     def __enter__(self) -> None:

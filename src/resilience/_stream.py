@@ -82,8 +82,8 @@ class Reading(Generic[T, R]):
         # first and then looks at it; so one of them sees the other, and ends the stream.
         self._call: Call[T] | None = None
         self._source: Source[R] = nothing
-        self.committed = False
-        self.closed = False
+        self.committed: bool = False
+        self.closed: bool = False
 
     def __del__(self) -> None:
         """End a stream whose making was interrupted; any other has been ended by then."""

@@ -63,22 +63,21 @@ class Workers:
         if self._is_full():
             raise self._refusal()
         task = _Task(fn, discard, self._abandoned, context)
-        self._worker().accept(task)
         try:
-            arrived = task.wait(remaining)
-        except BaseException:  # an interruption of this thread
+            self._worker().accept(task)
+            if task.wait(remaining) or not task.abandon():
+                return task.take()
+        except BaseException:  # what the call raised, or an interruption of this thread
             if not task.abandon():
                 task.throw_away()
             raise
-        if not arrived and task.abandon():
-            raise AttemptTimeoutError(self._provider, self.timeout)
-        return task.take()
+        raise AttemptTimeoutError(self._provider, self.timeout)
 
     def _is_full(self) -> bool:
         if len(self._abandoned) < MAX_ABANDONED:
             return False
         for task in tuple(self._abandoned):
-            if not task.worker.is_alive():  # left in the process that this one was forked from
+            if not task.is_hanging():
                 self._abandoned.discard(task)
         return len(self._abandoned) >= MAX_ABANDONED
 
@@ -96,7 +95,7 @@ class Workers:
             if worker.is_alive():  # not one of the process that this one was forked from
                 return worker
         worker = _Worker(f"resilience-{self._provider}", self._idle)
-        worker.start()
+        Context().run(worker.start)  # where threads inherit a context, it outlives this call
         return worker
 
 
@@ -111,7 +110,8 @@ class _Task(Generic[R]):
         abandoned: "set[_Task[Any]]",
         context: Context,
     ) -> None:
-        self.worker: _Worker
+        self.worker: _Worker | None = None  # since it was given this task
+        self._is_over = False
         self._fn = fn
         self._discard = discard
         self._abandoned = abandoned
@@ -119,8 +119,9 @@ class _Task(Generic[R]):
         self._claim = Lock()  # taken once, by whoever claims the outcome
         self._done = Lock()  # released once, when the caller may take the outcome
         self._done.acquire()
+        # What the call has brought.
         self._error: BaseException | None = None
-        self._result: R
+        self._results: list[R] = []
 
     def wait(self, remaining: Callable[[], float]) -> bool:
         """Wait for the outcome; in the caller. False if the time is up."""
@@ -133,7 +134,7 @@ class _Task(Generic[R]):
         """Return or raise what the call has brought; in the caller."""
         error, self._error = self._error, None
         if error is None:
-            return self._result
+            return self._results[0]  # and left there, in case of an interruption here
         try:
             raise error
         finally:
@@ -147,30 +148,35 @@ class _Task(Generic[R]):
         self._abandoned.discard(self)
         return False
 
-    def work(self) -> None:
+    def is_hanging(self) -> bool:
+        """Tell whether a thread of this process still works on it."""
+        return not self._is_over and self.worker is not None and self.worker.is_alive()
+
+    def work(self, worker: "_Worker") -> None:
         """Make the call and deliver what it brings; in the worker."""
         try:
-            self._result = self._context.run(self._fn)
+            self._results.append(self._context.run(self._fn))
         except BaseException as error:
             self._error = error
         if self._claim.acquire(blocking=False):
-            self.worker.rest()  # before the caller goes on, so that its next call finds it
+            worker.rest()  # before the caller goes on, so that its next call finds it
             self._done.release()
         else:
             self.throw_away()
+            self._is_over = True
             self._abandoned.discard(self)
-            self.worker.rest()
+            worker.rest()
 
     def throw_away(self) -> None:
         """Drop what came too late."""
         error, self._error = self._error, None
         if error is not None:
             logger.debug("an abandoned call raised %s", type(error).__name__)
-            return
-        try:
-            self._discard(self._result)
-        except Exception as raised:
-            log_swallowed("closing what an abandoned call returned", raised)
+        for result in self._results:
+            try:
+                self._discard(result)
+            except Exception as raised:
+                log_swallowed("closing what an abandoned call returned", raised)
 
 
 @final
@@ -184,8 +190,8 @@ class _Worker(Thread):
 
     def accept(self, task: _Task[Any]) -> None:
         """Work on a task as soon as possible."""
-        task.worker = self
         self._tasks.put(task)
+        task.worker = self
 
     def rest(self) -> None:
         """Be there for the next task."""
@@ -195,7 +201,7 @@ class _Worker(Thread):
     def run(self) -> None:
         while True:
             try:
-                self._tasks.get(timeout=IDLE_SECONDS).work()
+                self._tasks.get(timeout=IDLE_SECONDS).work(self)
             except Empty:
                 try:
                     self._idle.remove(self)

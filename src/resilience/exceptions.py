@@ -66,7 +66,7 @@ class AllFailedError(ResilienceError):
         failures = dict(failures)
         reasons = "; ".join(f"{name}: {_describe(error)}" for name, error in failures.items())
         super().__init__(f"all providers failed: {reasons}")
-        self.__cause__ = next(reversed(failures.values()), None)
+        self.__cause__: BaseException | None = next(reversed(failures.values()), None)
         self.failures: Mapping[str, Exception] = MappingProxyType(failures)
         self.retry_after: float | None = min(
             (

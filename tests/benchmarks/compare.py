@@ -161,8 +161,9 @@ def _protect_by_pyresilience(fn: Work, state: str) -> Work:
 
 def _protect_by_fluxgate(fn: Work, state: str) -> Work:
     import fluxgate  # noqa: PLC0415
+    from fluxgate import trippers  # noqa: PLC0415
 
-    never = fluxgate.trippers.FailureStreak(NEVER)
+    never = trippers.FailureStreak(NEVER)
     breaker = fluxgate.CircuitBreaker(tripper=never)
     if state == "open":
         breaker.force_open()

@@ -38,7 +38,7 @@ from resilience import (
 )
 from resilience.testing import FakeStream, ManualClock
 
-RUNS = 10_000 if "RESILIENCE_LONG" in os.environ else 200
+RUNS = 10_000 if "RESILIENCE_LONG" in os.environ else 300
 RESET_TIMEOUT = 10
 MOST_PROVIDERS = 4
 
@@ -681,42 +681,49 @@ SECONDS = st.sampled_from([1, 5, RESET_TIMEOUT - 1, RESET_TIMEOUT, RESET_TIMEOUT
 NUMBERS = st.integers(0, MOST_PROVIDERS - 1)
 
 
-def deeds(numbers: st.SearchStrategy[int], *names: Deed) -> st.SearchStrategy[Effect]:
-    """Make deeds of some names."""
-    return st.tuples(st.sampled_from(names), numbers)
-
-
-DEEDS = deeds(SECONDS, "advance") | deeds(NUMBERS, "reset", "isolate", "add")
-
-
-# Composite, since hypothesis takes minutes to print what is built of such nested strategies.
+# Composite, since hypothesis takes minutes to print what is built of such nested strategies, and
+# since that way most steps are uneventful.
 
 
 @st.composite
-def steps(draw: st.DrawFn, effects: st.SearchStrategy[Effect]) -> Step:
-    """Make steps in which something happens meanwhile."""
-    happens = draw(st.just([]) | st.lists(effects, max_size=2))
-    return Step(tuple(happens), draw(st.none() | st.none() | FAILURES))
+def deeds(draw: st.DrawFn, *names: Deed) -> Effect:
+    """Make deeds of some names, each as often as it is named."""
+    name = draw(st.sampled_from(names))
+    return name, draw({"advance": SECONDS, "close": st.integers(0, 20)}.get(name, NUMBERS))
+
+
+@st.composite
+def steps(
+    draw: st.DrawFn,
+    effects: st.SearchStrategy[Effect],
+    errors: st.SearchStrategy[BaseException],
+) -> Step:
+    """Make steps in some of which something happens meanwhile, and some of which fail."""
+    happens = draw(st.lists(effects, min_size=1, max_size=2)) if _seldom(draw) else ()
+    return Step(tuple(happens), draw(errors) if _seldom(draw) else None)
 
 
 @st.composite
 def scripts(draw: st.DrawFn, effects: st.SearchStrategy[Effect]) -> Script:
     """Make scripts of such steps; only a call may raise `GeneratorExit`."""
-    each = steps(effects)
-    call = draw(st.just(Step()) | each | st.builds(Step, error=st.builds(GeneratorExit)))
-    form = draw(st.sampled_from(get_args(Form)))
-    return Script(form, call, tuple(draw(st.lists(each, max_size=4))))
+    call = draw(steps(effects, FAILURES | st.builds(GeneratorExit)))
+    items = draw(st.lists(steps(effects, FAILURES), max_size=5))
+    return Script(draw(st.sampled_from(get_args(Form))), call, tuple(items))
 
 
 @st.composite
 def plans(draw: st.DrawFn, effects: st.SearchStrategy[Effect]) -> Plan:
-    """Make plans in whose calls something happens meanwhile."""
+    """Make plans of such scripts."""
     return Plan(tuple(draw(st.lists(scripts(effects), max_size=3))))
 
 
-INNER_PLANS = plans(DEEDS)
-INNER_EFFECTS = DEEDS | INNER_PLANS
-PLANS = plans(INNER_EFFECTS | deeds(st.integers(0, 20), "close"))
+def _seldom(draw: st.DrawFn) -> bool:
+    return draw(st.integers(0, 3)) == 3
+
+
+DEEDS = deeds("advance", "advance", "advance", "advance", "reset", "reset", "isolate", "add")
+INNER_EFFECTS = DEEDS | plans(DEEDS)
+PLANS = plans(INNER_EFFECTS | deeds("close") | deeds("close"))
 
 
 class GroupMachine(RuleBasedStateMachine):
@@ -754,34 +761,44 @@ class GroupMachine(RuleBasedStateMachine):
         """Make a whole call."""
         self.both(lambda world: world.execute(plan))
 
-    @rule(target=streams, plan=PLANS, lazily=st.booleans())
-    def open(self, plan: Plan, lazily: bool) -> object:  # noqa: FBT001  # hypothesis names it
-        """Open a stream."""
+    @rule(target=streams, plan=PLANS, lazily=st.booleans(), items=st.integers(0, 3))
+    def open(self, plan: Plan, lazily: bool, items: int) -> object:  # noqa: FBT001  # by name
+        """Open a stream, and perhaps read the first items."""
         number = self.opened
         self.opened += 1
         error = self.both(lambda world: world.stream(plan, number, lazily=lazily))
-        return number if error is None else multiple()
+        if error is not None:
+            return multiple()
+        self.read(number, items)
+        return number
 
-    @rule(number=streams, items=st.integers(1, 6))
+    @rule(number=streams, items=st.integers(1, 4))
     def read(self, number: int, items: int) -> None:
-        """Read on in a stream, perhaps to its end and further."""
+        """Read on in a stream, perhaps to its end."""
         for _ in range(items):
+            if not isinstance(self.both(lambda world: world.read(number)), str):
+                return
+
+    @rule(number=consumes(streams), closings=st.integers(0, 2))
+    def leave(self, number: int, closings: int) -> None:
+        """Drop a stream; before that perhaps close it, perhaps again, and read on."""
+        for _ in range(closings):
+            self.both(lambda world: world.close(number))
             self.both(lambda world: world.read(number))
-
-    @rule(number=streams)
-    def close(self, number: int) -> None:
-        """Close a stream, perhaps again."""
-        self.both(lambda world: world.close(number))
-
-    @rule(number=consumes(streams))
-    def drop(self, number: int) -> None:
-        """Drop a stream."""
         self.both(lambda world: world.drop(number))
 
     @rule(deed=DEEDS)
     def do(self, deed: Effect) -> None:
         """Let time pass, reset or isolate a breaker, or add a provider."""
         self.both(lambda world: world.apply((deed,)))
+
+    @rule()
+    def outage(self) -> None:
+        """Have all providers down for so long that those which fail are probed next."""
+        down = Script(call=Step(error=RefusedError()))
+        for _ in range(3):
+            self.execute(Plan((down,) * MOST_PROVIDERS))
+        self.do(("advance", RESET_TIMEOUT))
 
     @rule(effects=st.lists(INNER_EFFECTS, min_size=1, max_size=2))
     def arm(self, effects: list[Effect]) -> None:
@@ -824,7 +841,7 @@ class GroupMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         """Expect that nothing stays open, no slot is lost, and all works after a reset."""
         for number in tuple(self.real.streams):
-            self.drop(number)
+            self.leave(number, 0)
         assert not any(breaker.under_way for breaker in self.oracle.breakers)
         self.do(("advance", RESET_TIMEOUT))
         for _ in range(MOST_PROVIDERS):

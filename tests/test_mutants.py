@@ -4,6 +4,8 @@ import gc
 import threading
 from abc import ABC
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
+from time import monotonic
 from typing import Any, NoReturn
 
 import pytest
@@ -263,6 +265,7 @@ class Source(Iterator[str]):
         """Be read by nobody."""
         self.is_read = threading.Event()
         self.arrives = threading.Event()
+        self.has_answered = False
         self.readers = 0
         self.most = 0
 
@@ -275,6 +278,7 @@ class Source(Iterator[str]):
         self.most = max(self.most, self.readers)
         self.is_read.set()
         self.arrives.wait(TIMEOUT)
+        self.has_answered = True
         self.readers -= 1
         return "word"
 
@@ -326,3 +330,55 @@ def test_one_at_a_time_reads_a_text() -> None:
     assert audio == [b"word"]
     assert not readers[0].is_alive()
     assert source.most == 1
+
+
+def test_what_has_been_read_is_there_at_once() -> None:
+    """A fragment that an earlier attempt has read is spoken while that attempt still reads on."""
+    source = Source()
+    words = chain(["first"], source)
+    voices = TTSFallback(ReadingTTS(lambda _: source.is_read.wait(TIMEOUT)), "0")
+    voices.add_fallback("1", FakeTTS())
+
+    with voices.synthesize_stream(words, VOICE) as audio:
+        first = next(audio)
+        is_waiting = not source.has_answered
+
+    source.arrives.set()
+    assert first == b"first"
+    assert is_waiting
+
+
+def test_no_more_calls_when_more_than_too_many_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls that were let in at the same time may be more than 64; then no other is let in."""
+    callers = 70
+    is_held, go_on = True, threading.Event()
+    monkeypatch.setattr("resilience._run.monotonic", lambda: 0.0 if is_held else monotonic())
+    all_hang = threading.Barrier(callers + 1)
+    calls: list[str] = []
+
+    def hang(provider: str) -> None:
+        calls.append(provider)
+        if len(calls) <= callers:
+            all_hang.wait(TIMEOUT)
+            go_on.wait(TIMEOUT)
+
+    breaker = CircuitBreakerConfig(max_failures=1000)
+    config = FallbackConfig(circuit_breaker=breaker, attempt_timeout=0.05)
+    group = FallbackGroup("hung", "0", config)
+
+    def fail() -> None:
+        with pytest.raises(AllFailedError):
+            group.execute(hang)
+
+    threads = [threading.Thread(target=fail, daemon=True) for _ in range(callers)]
+    for thread in threads:
+        thread.start()
+    all_hang.wait(TIMEOUT)
+    is_held = False
+    for thread in threads:
+        thread.join(TIMEOUT)
+
+    fail()
+
+    go_on.set()
+    assert len(calls) == callers

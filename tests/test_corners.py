@@ -1,4 +1,4 @@
-"""Corners of the mechanism: a small change of the code that no other test would notice."""
+"""Corners of the mechanism, in which a small change of the code goes unnoticed elsewhere."""
 
 import gc
 import threading

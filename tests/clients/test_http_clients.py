@@ -123,7 +123,7 @@ def error_of(ask: Ask, url: str, timeout: float = PATIENCE) -> Exception:
 
 
 @with_every_client
-@pytest.mark.parametrize("status", [400, 401, 404, 422])
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 413, 422])
 def test_a_client_error_is_not_the_providers_fault(ask: Ask, status: int) -> None:
     """A response that finds fault with the request is not the provider's fault."""
     with serve(Answer(status=status)) as url:

@@ -14,7 +14,7 @@ import pytest
 from typing_extensions import override
 
 from resilience import AttemptTimeoutError, _workers
-from resilience._workers import MAX_ABANDONED, Workers
+from resilience._workers import IDLE_SECONDS, MAX_ABANDONED, Workers
 
 R = TypeVar("R")
 
@@ -181,6 +181,10 @@ class TestThreads:
         assert not first.is_alive()
         assert second is not first
 
+    def test_the_idle_time_is_30_seconds(self) -> None:
+        """The number that the docs tell is the number."""
+        assert IDLE_SECONDS == 30
+
     def test_a_thread_that_is_given_a_call_does_not_end(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -250,6 +254,22 @@ class Snatched(list[threading.Thread]):
     @override
     def __len__(self) -> int:
         return super().__len__() or 1
+
+
+class Forgetful(set[object]):
+    """A set of which the first item that is discarded stays."""
+
+    def __init__(self) -> None:
+        """Prepare to keep one item."""
+        super().__init__()
+        self._keeps = True
+
+    @override
+    def discard(self, item: object) -> None:
+        """Discard an item, unless it is the first."""
+        keeps, self._keeps = self._keeps, False
+        if not keeps:
+            super().discard(item)
 
 
 def in_threads(
@@ -507,6 +527,20 @@ class TestBound:
         slow.over.set()
         assert slow.thread is not None
         slow.thread.join(LIMIT)
+
+        assert call(workers, lambda: "admitted") == "admitted"
+
+    def test_a_call_that_is_over_hangs_no_more(
+        self, slow: Slow[str], rested: threading.Event, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A call that an interruption left among the abandoned counts until it is over."""
+        monkeypatch.setattr(_workers, "MAX_ABANDONED", 1)
+        workers = Workers("model", 0.01)
+        vars(workers)["_abandoned"] = Forgetful()
+
+        abandon(workers, slow)
+        slow.over.set()
+        assert rested.wait(LIMIT)
 
         assert call(workers, lambda: "admitted") == "admitted"
 

@@ -7,6 +7,7 @@ is why late results change nothing.
 
 import logging
 import math
+from collections.abc import Callable
 from threading import RLock
 from typing import ClassVar, TypeAlias, final
 
@@ -14,6 +15,7 @@ from resilience import _settings
 from resilience._circuit_config import CircuitBreakerConfig, State, StateChange
 from resilience._events import EventQueue
 from resilience._log import log_swallowed, logger
+from resilience._settings import matches
 from resilience.exceptions import CircuitOpenError
 
 
@@ -205,11 +207,15 @@ class Circuit:
             True if the exception counts as a failure.
         """
         try:
-            if not isinstance(error, Exception) or not self._counts(error):
+            config = self._config
+            if not isinstance(error, Exception) or not matches(
+                "failure_on", config.failure_on, error
+            ):
                 self.released(permit)
                 return False
-            stay = self._stay(error)
-            now = self._config.clock()
+            hook = config.retry_after
+            stay = 0.0 if hook is None else self._stay(hook, error)
+            now = config.clock()
         except BaseException:  # an interruption of the hooks
             self.released(permit)
             raise
@@ -229,9 +235,6 @@ class Circuit:
                 permit.taken -= 1
             self._events.tell(self._announce)
         # Closed: nothing was taken, and the count stays as it is.
-
-    def _counts(self, error: Exception) -> bool:
-        return _settings.matches("failure_on", self._config.failure_on, error)
 
     def _admit(self, period: Period, now: float) -> Permit | None:
         if isinstance(period, Open) and now < period.until:
@@ -283,11 +286,8 @@ class Circuit:
                 moved = self._move_locked(self._period, period)
         self._events.tell(self._announce)
 
-    def _stay(self, error: Exception) -> float:
+    def _stay(self, hook: Callable[[Exception], float | None], error: Exception) -> float:
         """Return the seconds to stay open at the provider's own word, 0 if it has none."""
-        hook = self._config.retry_after
-        if hook is None:
-            return 0.0
         try:
             wait = hook(error)
             return 0.0 if wait is None else max(self._reset_timeout, float(wait))

@@ -195,6 +195,7 @@ def test_an_interruption_at_every_place(name: str) -> None:
 
     places = _interrupt_everywhere(application, getattr(application, name))
 
+    print(f"{places} places")  # noqa: T201
     assert places > 20
 
 

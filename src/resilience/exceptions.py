@@ -31,9 +31,12 @@ class CircuitOpenError(ResilienceError):
             made. None when nobody can say: the breaker is isolated until it is reset.
     """
 
+    # Without a dictionary for each error, and with arguments that are in `args` already: a
+    # rejected call should cost little.
+    __slots__ = ("name", "retry_after")
+
     def __init__(self, name: str, retry_after: float | None = None) -> None:
         """Make an error from the breaker's name and the seconds to wait."""
-        # The arguments are in `args` already, and a rejected call should cost little.
         self.name = name
         self.retry_after = retry_after
 

@@ -18,16 +18,28 @@ from interleavings.oracle import (
     is_explained,
 )
 from interleavings.schedules import CooperativeLock, Stepper, explore
-from resilience import CircuitBreaker, CircuitBreakerConfig, StateChange, _circuit, _events
+from resilience import (
+    CircuitBreaker,
+    CircuitBreakerConfig,
+    CircuitOpenError,
+    StateChange,
+    _circuit,
+    _circuit_breaker,
+    _events,
+)
 from resilience.testing import ManualClock
 
 SHARED = {
     str(_circuit.__file__): frozenset({"_period", "failures"}),
+    str(_circuit_breaker.__file__): frozenset({"_period", "failures"}),
     str(_events.__file__): frozenset({"_events"}),
 }
 
 Script = tuple[str, ...]
-"""Operations of one thread, such as "acquire a", "fail a", "reset" or "state"."""
+"""Operations of one thread, such as "acquire a", "fail a", "reset" or "state".
+
+"work a" and "break a" are whole calls of `execute`, with a function that succeeds or raises.
+"""
 
 CLOSED: Script = ()
 SHAKY: Script = ("acquire w", "acquire x", "acquire y", "fail y")
@@ -45,6 +57,8 @@ QUICK: list[tuple[Script, tuple[Script, ...]]] = [
     (ALMOST_CLOSED, (("succeed q",), ("acquire a",), ("state",))),
     (ALMOST_CLOSED, (("fail q",), ("reset", "state"))),
     (HUNG, (("acquire a",), ("acquire b",), ("succeed p",))),
+    (SHAKY, (("work a",), ("fail w",))),
+    (ALMOST_CLOSED, (("work a",), ("succeed q",))),
 ]
 
 LONG: list[tuple[Script, tuple[Script, ...]]] = [
@@ -56,6 +70,9 @@ LONG: list[tuple[Script, tuple[Script, ...]]] = [
     (SHAKY, (("fail w",), ("succeed x",), ("reset",))),
     (ALMOST_CLOSED, (("succeed q",), ("isolate",), ("acquire a",))),
     (HUNG, (("acquire a", "succeed a"), ("succeed p",), ("acquire b",))),
+    (SHAKY, (("work a",), ("break b",))),
+    (DUE, (("work a",), ("work b",))),
+    (SHAKY, (("work a",), ("fail w",), ("reset",))),
 ]
 
 
@@ -105,17 +122,45 @@ class Case:
         def body() -> None:
             for action in script:
                 name, _, permit = action.partition(" ")
+                if name in {"work", "break"}:
+                    self._execute(name, permit)
+                    continue
                 if name not in {"acquire", "state", "reset", "isolate"} and (
                     permit not in self.permits
                 ):
                     continue  # was not admitted
-                self.stepper.pause(frozenset({("history", "begin")}))
-                begin = self.stepper.now
-                result = self._do(name, permit)
-                self.stepper.pause(frozenset({("history", "end")}))
-                self.history.append(Operation(name, permit, result, begin, self.stepper.now))
+                begin = self._begin()
+                self._end(name, permit, self._do(name, permit), begin)
 
         return body
+
+    def _execute(self, name: str, permit: str) -> None:
+        """Make a whole call, which is an admission and an end."""
+        begin = self._begin()
+
+        def work() -> None:
+            nonlocal begin
+            self._end("acquire", permit, True, begin)  # noqa: FBT003
+            begin = self._begin()
+            if name == "break":
+                raise ConnectionError
+
+        try:
+            self.breaker.execute(work)
+        except CircuitOpenError:
+            self._end("acquire", permit, False, begin)  # noqa: FBT003
+        except ConnectionError:
+            self._end("fail", permit, None, begin)
+        else:
+            self._end("succeed", permit, None, begin)
+
+    def _begin(self) -> int:
+        self.stepper.pause(frozenset({("history", "begin")}))
+        return self.stepper.now
+
+    def _end(self, name: str, permit: str, result: object, begin: int) -> None:
+        self.stepper.pause(frozenset({("history", "end")}))
+        self.history.append(Operation(name, permit, result, begin, self.stepper.now))
 
     def _do(self, name: str, permit: str) -> object:
         breaker = self.breaker

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from itertools import pairwise
 from queue import SimpleQueue
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import pytest
 from typing_extensions import override
@@ -67,6 +67,11 @@ def fail(breaker: CircuitBreaker, error: BaseException | None = None) -> None:
     error = error or ConnectionError()
     with pytest.raises(type(error)), breaker.guard():
         raise error
+
+
+def refuse() -> NoReturn:
+    """Fail like a provider that is down."""
+    raise ConnectionError
 
 
 def succeed(breaker: CircuitBreaker) -> None:
@@ -496,6 +501,58 @@ class TestSlots:
         assert count_free_slots(breaker) == 1
 
 
+class TestForgottenProbes:
+    """A probe that nobody holds any more gives its slot back."""
+
+    def test_dropped(self, due: CircuitBreaker) -> None:
+        """Nobody need settle it."""
+        for _ in range(5):
+            assert due.try_acquire() is not None
+
+        assert count_free_slots(due) == 2
+
+    def test_settled_twice(self, due: CircuitBreaker) -> None:
+        """Its first result counts, and no slot comes back twice."""
+        probe = due.acquire()
+
+        due.released(probe)
+        due.released(probe)
+        due.succeeded(probe)
+        del probe
+
+        assert count_free_slots(due) == 2
+
+    @pytest.mark.parametrize(
+        ("way", "work"),
+        [
+            ("succeeded", str),
+            ("_move_locked", str),
+            ("failed", refuse),
+            ("_count_locked", refuse),
+            ("_move_locked", refuse),
+        ],
+    )
+    def test_interrupted_while_it_is_settled(
+        self,
+        due: CircuitBreaker,
+        monkeypatch: pytest.MonkeyPatch,
+        way: str,
+        work: Callable[[], object],
+    ) -> None:
+        """An interruption before the result was counted gives the slot back."""
+        due.execute(str)  # the next success would close it
+
+        def interrupt(*_: object) -> NoReturn:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(CircuitBreaker, way, interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                due.execute(work)
+
+        assert count_free_slots(due) == 1
+
+
 class TestHungProbes:
     """A hung probe cannot wedge the breaker."""
 
@@ -569,6 +626,18 @@ class TestHungProbes:
         old[0].__exit__(ConnectionError, ConnectionError(), None)
 
         assert due.state is State.OPEN
+
+    def test_a_slow_thread_prolongs_nothing(
+        self, config: CircuitBreakerConfig, clock: ManualClock
+    ) -> None:
+        """A thread that reads the time and then is slow makes the last admission no earlier."""
+        times = iter([clock(), clock() + 100.0, clock() + 99.0 - RESET_TIMEOUT, clock() + 101.0])
+        breaker = CircuitBreaker(replace(config, max_failures=1, clock=lambda: next(times)))
+        fail(breaker)
+
+        probes = [breaker.try_acquire() for _ in range(3)]
+
+        assert [probe is not None for probe in probes] == [True, True, False]
 
     def test_given_back_is_free_at_once(self, due: CircuitBreaker) -> None:
         """A slot that came back needs no waiting."""

@@ -20,6 +20,7 @@ import pytest
 
 from resilience import (
     AllFailedError,
+    CircuitBreaker,
     CircuitBreakerConfig,
     CircuitOpenError,
     FallbackConfig,
@@ -134,16 +135,17 @@ class Application:
                 assert breaker.state is State.CLOSED
 
 
-class InterruptAt:
-    """A trace function that interrupts its own thread at one place of the library's code.
+class ActAt:
+    """A trace function that does something at one place of the library's code.
 
-    The interpreter notices an interruption only after calls, at the beginning of functions and in
-    loops; only these are places.
+    The interpreter notices an interruption or a signal only after calls, at the beginning of
+    functions and in loops; only these are places.
     """
 
-    def __init__(self, place: int) -> None:
+    def __init__(self, place: int, act: Callable[[], object]) -> None:
         """Wait for so many places."""
         self.left = place
+        self._act = act
         self._last: dict[FrameType, int] = {}
 
     def __call__(self, frame: FrameType, event: str, _arg: object) -> "TraceFunction | None":
@@ -157,27 +159,30 @@ class InterruptAt:
             if last >= 0 and frame.f_code.co_code[last] in PLACES:
                 self.left -= 1
                 if self.left == 0:
-                    interrupt(threading.get_ident())
+                    self._act()
         elif event == "return":
             self._last.pop(frame, None)
         return self
 
 
+def _trace(tracer: ActAt, scenario: Callable[[], None]) -> None:
+    before = sys.gettrace()
+    # CPython 3.12 tells of instructions only if some frame asked for them beforehand.
+    sys._getframe().f_trace_opcodes = True  # noqa: SLF001
+    try:
+        sys.settrace(tracer)
+        scenario()
+        sys.settrace(before)
+    finally:
+        sys.settrace(before)
+
+
 def _interrupt_everywhere(application: Application, scenario: Callable[[], None]) -> int:
     for place in itertools.count(1):
         application.break_all()
-        tracer = InterruptAt(place)
-        before = sys.gettrace()
-        # CPython 3.12 tells of instructions only if some frame asked for them beforehand.
-        sys._getframe().f_trace_opcodes = True  # noqa: SLF001
-        try:
-            sys.settrace(tracer)
-            scenario()
-            sys.settrace(before)
-        except Interruption:
-            pass
-        finally:
-            sys.settrace(before)
+        tracer = ActAt(place, lambda: interrupt(threading.get_ident()))
+        with contextlib.suppress(Interruption):
+            _trace(tracer, scenario)
         application.check()
         if tracer.left > 0:
             return place
@@ -197,6 +202,39 @@ def test_an_interruption_at_every_place(name: str) -> None:
 
     print(f"{places} places")  # noqa: T201
     assert places > 20
+
+
+def _use_at(place: int, action: str) -> bool:
+    """Let a signal handler use a breaker at one place of its life; False if there is none."""
+    clock = ManualClock()
+    changes: list[StateChange] = []
+    config = CircuitBreakerConfig(
+        max_failures=1, half_open_max=1, clock=clock, on_state_change=changes.append
+    )
+    breaker = CircuitBreaker(config)
+    tracer = ActAt(place, getattr(breaker, action))
+
+    def live() -> None:
+        with contextlib.suppress(ConnectionError, CircuitOpenError), breaker.guard():
+            raise ConnectionError
+        clock.advance(30.0)
+        with contextlib.suppress(CircuitOpenError):
+            breaker.execute(str)
+        breaker.isolate()
+
+    _trace(tracer, live)
+    steps = [(change.old, change.new) for change in changes]
+    assert all(one[1] is other[0] for one, other in itertools.pairwise(steps)), steps
+    assert steps[-1][1] is breaker.state
+    return tracer.left <= 0
+
+
+@pytest.mark.parametrize("action", ["reset", "isolate"])
+def test_a_signal_handler_at_every_place(action: str) -> None:
+    """A signal handler may use the breaker anywhere: changes are told in their order."""
+    places = next(place for place in itertools.count(1) if not _use_at(place, action))
+
+    assert places > 50
 
 
 @pytest.mark.skipif(not LONG, reason="takes minutes")

@@ -106,6 +106,7 @@ class TestBreaker:
             ("INFO", "circuit model is closed"),
             ("INFO", "circuit model was reset"),
             ("WARNING", "circuit model is open"),
+            ("WARNING", "circuit model was isolated"),
         ]
 
     def test_extra(self, clock: ManualClock, caplog: pytest.LogCaptureFixture) -> None:
@@ -135,6 +136,7 @@ class TestBreaker:
 
         assert {record.msg for record in caplog.records} == {
             "circuit %s is %s",
+            "circuit %s was isolated",
             "circuit %s was reset",
         }
 

@@ -1,69 +1,19 @@
-"""Which calls may pass: the state machine of a circuit breaker.
-
-Each stay in one state is an object of its own, a period, and a call reports to the period that
-admitted it. A period that is over can still be written to, but nobody looks at it any more: that
-is why late results change nothing.
-"""
+"""Which calls may pass: the state machine of a circuit breaker."""
 
 import logging
 import math
 from collections.abc import Callable
 from threading import RLock
-from typing import ClassVar, TypeAlias, final
 
 from resilience import _settings
 from resilience._circuit_config import CircuitBreakerConfig, State, StateChange
 from resilience._events import EventQueue
 from resilience._log import log_swallowed, logger
+from resilience._periods import Closed, HalfOpen, Open, Period, Permit, Probe
 from resilience._settings import matches
 from resilience.exceptions import CircuitOpenError
 
-
-@final
-class Closed:
-    """A closed period: every call is admitted, consecutive failures are counted."""
-
-    __slots__ = ("failures",)
-    state: ClassVar[State] = State.CLOSED
-
-    def __init__(self) -> None:
-        """Start with no failures."""
-        self.failures: int = 0
-
-
-@final
-class Open:
-    """An open period: no call is admitted until its time is over."""
-
-    __slots__ = ("until",)
-    state: ClassVar[State] = State.OPEN
-
-    def __init__(self, until: float) -> None:
-        """Start a period that ends at a time of the clock, which never changes."""
-        self.until = until
-
-
-@final
-class HalfOpen:
-    """A half-open period: some calls are admitted as probes, and must all succeed."""
-
-    __slots__ = ("last_admission", "successes", "taken")
-    state: ClassVar[State] = State.HALF_OPEN
-    failures: ClassVar[int] = 1  # the one that opened the breaker: a success has that to refute
-
-    def __init__(self) -> None:
-        """Start with all slots free."""
-        self.taken: int = 0  # by probes under way and by probes that succeeded
-        self.successes: int = 0
-        self.last_admission: float = -math.inf
-
-
 _DEFAULTS = CircuitBreakerConfig()
-
-Period: TypeAlias = Closed | Open | HalfOpen
-
-Permit: TypeAlias = Closed | HalfOpen
-"""The period that admitted a call, and that its result belongs to."""
 
 
 class Circuit:
@@ -116,6 +66,8 @@ class Circuit:
     def isolate(self) -> None:
         """Hold the circuit open until `reset()` is called."""
         self._force(Open(math.inf))
+        extra = {"resilience_circuit": self.name}
+        logger.warning("circuit %s was isolated", self.name, extra=extra)
 
     def try_acquire(self) -> Permit | None:
         """Ask for admission of one call.
@@ -138,7 +90,7 @@ class Circuit:
             CircuitOpenError: The call is not admitted.
         """
         period = self._period  # without the lock, as in try_acquire
-        if isinstance(period, Closed):
+        if type(period) is Closed:
             return period
         now = self._config.clock()
         permit = self._admit(period, now)
@@ -190,10 +142,12 @@ class Circuit:
         with self._lock:
             if isinstance(permit, Closed):
                 permit.failures = 0
-            else:
-                permit.successes += 1
-                if permit.successes >= self._config.half_open_max:
-                    self._move_locked(permit, Closed())
+            elif permit.is_held:
+                period = permit.period
+                if period.successes + 1 >= self._config.half_open_max:
+                    self._move_locked(period, Closed())
+                permit.is_held = False  # last: whoever is interrupted before still holds the slot
+                period.successes += 1
         self._events.tell(self._announce)
 
     def failed(self, permit: Permit, error: BaseException) -> bool:
@@ -224,15 +178,17 @@ class Circuit:
         self._events.tell(self._announce)
         return True
 
-    def released(self, permit: Permit | None) -> None:
+    def released(self, permit: Permit) -> None:
         """Hear that an admitted call has ended, neither with success nor with failure.
 
         Args:
-            permit: What admitted the call, None if nothing did.
+            permit: What admitted the call.
         """
-        if isinstance(permit, HalfOpen):
+        if isinstance(permit, Probe):
             with self._lock:
-                permit.taken -= 1
+                if permit.is_held:
+                    permit.is_held = False
+                    permit.period.taken -= 1
             self._events.tell(self._announce)
         # Closed: nothing was taken, and the count stays as it is.
 
@@ -241,33 +197,37 @@ class Circuit:
             return None  # without the lock: it was open when it was read, and never changes
         with self._lock:
             permit = self._admit_locked(now)
-        try:
-            self._events.tell(self._announce)
-        except BaseException:  # an interruption of the listener
-            self.released(permit)
-            raise
+        self._events.tell(self._announce)
         return permit
 
     def _admit_locked(self, now: float) -> Permit | None:
-        if isinstance(self._period, Open) and now >= self._period.until:
-            self._move_locked(self._period, HalfOpen())
         period = self._period
+        if isinstance(period, Open) and now >= period.until:
+            self._move_locked(period, HalfOpen())
+            period = self._period
         if isinstance(period, Open):
             return None
-        if isinstance(period, HalfOpen):
-            full = period.taken >= self._config.half_open_max
-            if full and now - period.last_admission < self._reset_timeout:
-                return None
-            period.taken += 1
-            period.last_admission = now
-        return period
+        if isinstance(period, Closed):
+            return period
+        probe = Probe(period, self.released)
+        full = period.taken >= self._config.half_open_max
+        if full and now - period.last_admission < self._reset_timeout:
+            return None
+        period.taken += 1
+        probe.is_held = True
+        # A thread that was slow to come here brings an earlier time.
+        period.last_admission = max(period.last_admission, now)
+        return probe
 
     def _count_locked(self, permit: Permit, error: Exception, now: float, stay: float) -> None:
         if isinstance(permit, Closed):
             permit.failures += 1
             if not stay and permit.failures < self._config.max_failures:
                 return
-        self._move_locked(permit, Open(now + (stay or self._reset_timeout)), error)
+        period = permit if isinstance(permit, Closed) else permit.period
+        self._move_locked(period, Open(now + (stay or self._reset_timeout)), error)
+        if isinstance(permit, Probe):
+            permit.is_held = False
 
     def _move_locked(self, old: Period, new: Period, cause: Exception | None = None) -> bool:
         """Go from one period to another, unless the old one is already over."""
@@ -296,6 +256,12 @@ class Circuit:
             return 0.0
 
     def _announce(self, change: StateChange) -> None:
+        try:
+            self._log(change)
+        finally:  # a log handler may raise, or be interrupted: the listener is told all the same
+            self._tell(change)
+
+    def _log(self, change: StateChange) -> None:
         cause = None if change.cause is None else type(change.cause).__name__
         logger.log(
             logging.WARNING if change.new is State.OPEN else logging.INFO,
@@ -309,6 +275,8 @@ class Circuit:
                 "resilience_error": cause,
             },
         )
+
+    def _tell(self, change: StateChange) -> None:
         if self._config.on_state_change is None:
             return
         try:

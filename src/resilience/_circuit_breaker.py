@@ -10,7 +10,8 @@ from typing import Any, ParamSpec, TypeVar, cast, final, overload
 from typing_extensions import override
 
 from resilience import _settings
-from resilience._circuit import Circuit, Closed, Permit
+from resilience._circuit import Circuit
+from resilience._periods import Closed, Permit
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -23,7 +24,8 @@ class CircuitBreaker(Circuit):
     Closed, it admits every call, until `max_failures` calls in a row have failed. Open, it refuses
     them with `CircuitOpenError` until `reset_timeout` has passed. Half-open, it admits
     `half_open_max` calls as probes: it closes when all of them have succeeded and opens again when
-    one fails. If the probes hang, one more is admitted after each further `reset_timeout`.
+    one fails. If that takes too long, since some of them hang, one more is admitted after each
+    further `reset_timeout`.
 
     A call that ends with an exception that does not count, or that is interrupted, is neither a
     success nor a failure. A call that ends after the breaker has moved on changes nothing.
@@ -125,11 +127,6 @@ class _Guard(AbstractContextManager[None]):
     def __init__(self, circuit: Circuit) -> None:
         self._circuit = circuit
         self._permit: Permit | None = None
-
-    def __del__(self) -> None:
-        """Give the permit back if the body never ended."""
-        if hasattr(self, "_permit"):  # else its making was interrupted
-            self._circuit.released(self._permit)
 
     @override
     def __enter__(self) -> None:

@@ -52,7 +52,7 @@ class CircuitBreakerConfig:
     Attributes:
         name: Label in logs, events and errors.
         max_failures: Consecutive failures that open a closed breaker.
-        reset_timeout: Seconds that the breaker stays open before it probes.
+        reset_timeout: Seconds that the breaker stays open at least, before it probes.
         half_open_max: Calls admitted as probes when half-open, all of which must succeed.
         failure_on: Exceptions that count as failures: a type, a tuple of types, or a predicate.
             Types always include the library's own `AttemptTimeoutError` and `EmptyStreamError`. A
@@ -62,12 +62,12 @@ class CircuitBreakerConfig:
             least that long and never for less than `reset_timeout`. A function that raises is
             logged and taken as None. `resilience.http.retry_after` is made for this.
         on_state_change: Listener for changes of state. Changes arrive in order, one at a time, in
-            whichever thread caused one. A listener that raises is logged.
+            the thread of one of those who caused them. A listener that raises is logged.
         clock: Function that returns seconds and never goes back.
 
     Raises:
         TypeError: A value has the wrong type.
-        ValueError: A number is negative or not finite.
+        ValueError: A number is negative, not finite, or more than 1e9 seconds.
     """
 
     name: str = ""

@@ -15,7 +15,7 @@ class EventQueue(Generic[E]):
     that causes an event itself, which is therefore told after the present one.
     """
 
-    __slots__ = ("_events", "_lock", "_telling")
+    __slots__ = ("_events", "_lock", "_telling", "append")
 
     def __init__(self, lock: RLock) -> None:
         """Make an empty queue, guarded by the lock of what the events are about."""
@@ -23,10 +23,9 @@ class EventQueue(Generic[E]):
         # Guarded by the lock.
         self._events: list[E] = []
         self._telling = False
-
-    def append(self, event: E) -> None:
-        """Add an event; the caller holds the lock, under which the event became true."""
-        self._events.append(event)
+        # Adds an event; the caller holds the lock, under which the event became true. It is the
+        # list's own method, so that no signal handler can cause a later event before this one.
+        self.append: Callable[[E], None] = self._events.append
 
     def tell(self, listener: Callable[[E], object]) -> None:
         """Call the listener for each event in the queue.

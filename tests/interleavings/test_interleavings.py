@@ -26,6 +26,7 @@ from resilience import (
     _circuit,
     _circuit_breaker,
     _events,
+    _periods,
 )
 from resilience.testing import ManualClock
 
@@ -91,17 +92,17 @@ class Case:
             on_state_change=self._tell,
         )
         self.breaker = CircuitBreaker(config)
-        lock = CooperativeLock()
+        self.lock = CooperativeLock()
         for owner in (self.breaker, self.breaker._events):
-            owner._lock = lock  # type: ignore[assignment]
-        self.permits: dict[str, _circuit.Permit] = {}
+            owner._lock = self.lock  # type: ignore[assignment]
+        self.permits: dict[str, _periods.Permit] = {}
         self.oracle = Oracle()
         self.known: dict[str, int] = {}
         for action in prepared:
             self._prepare(action)
         self.history: list[Operation] = []
         self.stepper = Stepper([self._body(script) for script in scripts], SHARED)
-        lock.stepper = self.stepper
+        self.lock.stepper = self.stepper
 
     def check(self) -> None:
         """Look for an order that explains what happened."""
@@ -109,6 +110,8 @@ class Case:
         final = (str(self.breaker.state), self.told)
 
         assert is_explained(self.history, self.oracle, self.known, now, final), self.history
+        self.lock.stepper = None
+        self.permits.clear()  # which gives slots back; no thread takes steps any more
 
     def _prepare(self, action: str) -> None:
         if action == "advance":

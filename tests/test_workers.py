@@ -1,5 +1,6 @@
 """Threads on which a call can be left behind: used again, bounded, and gone when idle."""
 
+import gc
 import logging
 import threading
 import weakref
@@ -8,7 +9,7 @@ from contextvars import copy_context
 from functools import partial
 from queue import Empty, SimpleQueue
 from time import monotonic
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NoReturn, TypeVar
 
 import pytest
 from typing_extensions import override
@@ -188,13 +189,48 @@ class TestThreads:
     def test_a_thread_that_is_given_a_call_does_not_end(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A thread whose idle time is over while a call is on its way to it makes that call."""
+        """A thread whose idle time is over just when a call comes makes that call."""
         monkeypatch.setattr(_workers, "SimpleQueue", HastyQueue)
 
         assert (
             Workers("model", LIMIT / 3).call(lambda: "made", drop, until(LIMIT / 3), copy_context())
             == "made"
         )
+
+    def test_a_thread_that_has_ended_is_not_given_a_call(self) -> None:
+        """A caller whose idle thread ends before it is given the call makes a new one."""
+        workers = Workers("model", LIMIT)
+        vars(workers)["_idle"].append(Ending())
+
+        assert call(workers, lambda: "made") == "made"
+
+    def test_a_thread_whose_caller_was_interrupted_ends(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A thread that was taken and then given nothing ends when its idle time is over."""
+        monkeypatch.setattr(_workers, "IDLE_SECONDS", 0.01)
+        take: Callable[[Workers], threading.Thread] = vars(Workers)["_worker"]
+
+        thread = take(Workers("model", LIMIT))
+        thread.join(LIMIT)
+
+        assert not thread.is_alive()
+
+    def test_a_call_that_no_thread_makes_is_not_kept(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """If no thread can be started, the caller is told, and the call dies."""
+        workers = Workers("model", LIMIT)
+
+        def refuse(_thread: object) -> NoReturn:
+            msg = "can't start new thread"
+            raise RuntimeError(msg)
+
+        monkeypatch.setattr("resilience._workers._Worker.start", refuse)
+        slow = Slow(lambda: "never")
+        with pytest.raises(RuntimeError, match="start new thread"):
+            call(workers, slow.tracked())
+
+        gc.collect()
+        assert slow.released.is_set()
 
     def test_another_caller_may_be_faster(self) -> None:
         """A caller whose idle thread is snatched away makes a new one."""
@@ -233,19 +269,39 @@ class TestThreads:
 
 
 class HastyQueue(SimpleQueue[Any]):
-    """A queue whose reader finds that its time is over several times."""
+    """A queue whose reader finds several times that its time is over, just when an item comes."""
 
     def __init__(self) -> None:
         """Prepare to be empty."""
         self._left = 3
+        self._has_item = threading.Event()
+
+    @override
+    def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:
+        """Add an item."""
+        super().put(item)
+        self._has_item.set()
 
     @override
     def get(self, block: bool = True, timeout: float | None = None) -> Any:
         """Return the next item, but not at the first attempts."""
+        assert self._has_item.wait(LIMIT)
         if self._left:
             self._left -= 1
             raise Empty
         return super().get(block, timeout)
+
+
+class Ending:
+    """A thread that ends between being looked at and being given a call."""
+
+    def is_alive(self) -> bool:
+        """Look alive."""
+        return True
+
+    def accept(self, _task: object) -> bool:
+        """Have ended."""
+        return False
 
 
 class Snatched(list[threading.Thread]):

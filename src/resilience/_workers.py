@@ -5,9 +5,10 @@ what the call brings in the end is thrown away by the thread that made it.
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from contextvars import Context
 from queue import Empty, SimpleQueue
-from threading import Lock, Thread
+from threading import TIMEOUT_MAX, Lock, Thread
 from typing import Any, Generic, TypeVar, final
 
 from typing_extensions import override
@@ -64,7 +65,8 @@ class Workers:
             raise self._refusal()
         task = _Task(fn, discard, self._abandoned, context)
         try:
-            self._worker().accept(task)
+            while not self._worker().accept(task):
+                pass  # it has ended just now
             if task.wait(remaining) or not task.abandon():
                 return task.take()
         except BaseException:  # what the call raised, or an interruption of this thread
@@ -76,7 +78,7 @@ class Workers:
     def _is_full(self) -> bool:
         if len(self._abandoned) < MAX_ABANDONED:
             return False
-        for task in tuple(self._abandoned):
+        for task in self._abandoned.copy():
             if not task.is_hanging():
                 self._abandoned.discard(task)
         return len(self._abandoned) >= MAX_ABANDONED
@@ -126,7 +128,7 @@ class _Task(Generic[R]):
     def wait(self, remaining: Callable[[], float]) -> bool:
         """Wait for the outcome; in the caller. False if the time is up."""
         while (left := remaining()) > 0:
-            if self._done.acquire(timeout=left):
+            if self._done.acquire(timeout=min(left, TIMEOUT_MAX)):
                 return True
         return False
 
@@ -142,7 +144,8 @@ class _Task(Generic[R]):
 
     def abandon(self) -> bool:
         """Leave the call behind; in the caller. False if its outcome is there by now."""
-        self._abandoned.add(self)
+        if self.worker is not None:  # else no thread will ever work on it
+            self._abandoned.add(self)
         if self._claim.acquire(blocking=False):
             return True
         self._abandoned.discard(self)
@@ -159,6 +162,7 @@ class _Task(Generic[R]):
         except BaseException as error:
             self._error = error
         if self._claim.acquire(blocking=False):
+            self._is_over = True
             worker.rest()  # before the caller goes on, so that its next call finds it
             self._done.release()
         else:
@@ -186,12 +190,19 @@ class _Worker(Thread):
     def __init__(self, name: str, idle: "list[_Worker]") -> None:
         super().__init__(name=name, daemon=True)
         self._idle = idle
+        self._lock = Lock()
+        # Guarded by the lock: either a task is accepted or the thread ends.
         self._tasks: SimpleQueue[_Task[Any]] = SimpleQueue()
+        self._has_ended = False
 
-    def accept(self, task: _Task[Any]) -> None:
-        """Work on a task as soon as possible."""
-        self._tasks.put(task)
-        task.worker = self
+    def accept(self, task: _Task[Any]) -> bool:
+        """Work on a task as soon as possible; False if the thread has ended."""
+        with self._lock:
+            if self._has_ended:
+                return False
+            task.worker = self
+            self._tasks.put(task)
+            return True
 
     def rest(self) -> None:
         """Be there for the next task."""
@@ -199,12 +210,16 @@ class _Worker(Thread):
 
     @override
     def run(self) -> None:
-        while True:
+        while not self._has_ended:  # without the lock: only this thread writes it
             try:
                 self._tasks.get(timeout=IDLE_SECONDS).work(self)
             except Empty:
-                try:
-                    self._idle.remove(self)
-                except ValueError:
-                    continue  # taken from the list just now: a task is on its way
-                return
+                self._end()
+
+    def _end(self) -> None:
+        """End the thread, unless a task has come just now."""
+        with self._lock:
+            self._has_ended = self._tasks.empty()
+        if self._has_ended:
+            with suppress(ValueError):  # a caller has taken it, and will look for another
+                self._idle.remove(self)

@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import queue
 import signal
 import sys
 import threading
@@ -1109,6 +1110,40 @@ class TestTheCallersContext:
         assert released.wait(LIMIT / 3)
 
 
+class ReadsAhead(tts.Provider):
+    """A synthesiser that reads the text in a thread of its own, and then does something else."""
+
+    def __init__(self, act: Callable[[], object], has_read: Callable[[], object]) -> None:
+        """Make one that tells when it has read the text."""
+        self._act = act
+        self._has_read = has_read
+
+    @override
+    def synthesize_stream(self, text: Iterable[str], voice: tts.VoiceProfile) -> Iterator[bytes]:
+        """Begin to read at once."""
+
+        def read() -> None:
+            list(text)
+            self._has_read()
+
+        threading.Thread(target=read, daemon=True).start()
+        return self._audio()
+
+    @override
+    def list_voices(self) -> Sequence[tts.VoiceProfile]:
+        """Have none."""
+        return ()
+
+    @override
+    def clone_voice(self, samples: Sequence[bytes]) -> tts.VoiceProfile:
+        """Make none."""
+        raise NotImplementedError
+
+    def _audio(self) -> Iterator[bytes]:
+        self._act()
+        yield b"late"
+
+
 class TestSpeech:
     """Speech keeps its words, and a synthesiser is not blamed for a slow text."""
 
@@ -1167,6 +1202,26 @@ class TestSpeech:
 
         assert b"".join(group.synthesize_stream(slow_text(), VOICE)) == b"One two."
         assert not hang.over.is_set()
+
+    def test_waiting_before_the_first_next_excuses_nothing(self) -> None:
+        """What a provider's own thread has waited while nobody waited for audio is no credit."""
+        fragments: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+        def waited() -> float:
+            hang, has_read = Hang(), threading.Event()
+            group = TTSFallback(ReadsAhead(hang, has_read.set), "primary", attempt_timeout=FAIR)
+            stream = group.synthesize_stream(iter(fragments.get, ""), VOICE)
+            let_pass(5 * FAIR)
+            fragments.put("One.")
+            fragments.put("")
+            assert has_read.wait(LIMIT)
+            begin = monotonic()
+            with pytest.raises(AllFailedError):
+                next(stream)
+            hang.over.set()
+            return monotonic() - begin
+
+        assert any(waited() < 5 * FAIR for _ in range(TRIES))
 
     def test_waiting_excuses_only_the_attempt_that_waits(self) -> None:
         """What one synthesiser has waited for the text is not given to the next one."""

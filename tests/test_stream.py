@@ -6,9 +6,10 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
-from typing import Literal
+from typing import Literal, NoReturn
 
 import pytest
+from typing_extensions import override
 
 from resilience import (
     AllFailedError,
@@ -397,6 +398,47 @@ def test_nobody_to_ask() -> None:
         served.stream()
 
     assert served.outcomes() == [("0", Outcome.SKIPPED)]
+
+
+class AtItsEnd(Iterator[str]):
+    """An iterator that may be asked only once, as one over a queue with a mark at its end."""
+
+    def __init__(self) -> None:
+        """Have nothing."""
+        self.asked = 0
+
+    @override
+    def __next__(self) -> str:
+        """End."""
+        self.asked += 1
+        raise StopIteration
+
+
+@pytest.mark.parametrize("commit", ["call", "first-next"])
+def test_an_empty_stream_is_asked_once(commit: Literal["call", "first-next"]) -> None:
+    """What is at its end is not asked again."""
+    provider = AtItsEnd()
+    stream = Served(lambda: provider).stream(commit)
+
+    assert list(stream) == []
+    assert provider.asked == 1
+
+
+def test_given_up_without_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream whose first item no thread came to fetch is closed at once."""
+    owner = Owner()
+    group = FallbackGroup(owner, "0", attempt_timeout=60)
+    stream = group.stream(lambda owner: owner, commit="first-next")
+
+    def refuse(*_: object) -> NoReturn:
+        raise ConnectionError
+
+    monkeypatch.setattr("resilience._workers.Workers.call", refuse)
+    with pytest.raises(AllFailedError) as raised:
+        next(stream)
+
+    assert owner.closed == 1
+    assert raised.value.failures.keys() == {"0"}
 
 
 def test_closing_while_another_thread_reads() -> None:

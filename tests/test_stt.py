@@ -5,6 +5,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import NoReturn
 
 import pytest
 from typing_extensions import override
@@ -20,6 +21,8 @@ from resilience import (
     STTFallback,
     stt,
 )
+from resilience._run import Run
+from resilience._session import Session
 from resilience.testing import FakeSession, FakeSTT, ManualClock, Pause
 
 CONFIG = stt.StreamConfig(language="en-US")
@@ -389,6 +392,33 @@ class TestSettled:
             session.close()
 
         assert recognisers.outcomes() == [Outcome.SUCCEEDED]
+
+
+class TestInterrupted:
+    """A session that its caller never got."""
+
+    def test_gives_its_slot_back(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """It is reported, closed, and another one may be the probe."""
+        session = FakeSession()
+        recognisers = half_open(session, FakeSession())
+
+        def interrupt(_: object) -> NoReturn:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Run, "forget", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                recognisers.start()
+        gc.collect()
+
+        assert recognisers.outcomes()[-1] is Outcome.CANCELLED
+        assert session.closed == 1
+        recognisers.start().close()
+        assert recognisers.state is State.CLOSED
+
+    def test_half_made(self) -> None:
+        """One whose making was interrupted goes without a complaint."""
+        Session.__new__(Session)
 
 
 class TestDropped:

@@ -1,10 +1,12 @@
 """Speech keeps its words: no fragment of a text is lost or spoken twice."""
 
+import contextlib
 import gc
 import queue
 import threading
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -121,6 +123,98 @@ def test_closing_cuts_the_provider_off() -> None:
 
     assert not reader.is_alive()
     assert taken == ["one"]
+
+
+def test_closing_takes_no_more_of_the_text() -> None:
+    """A provider that ends without audio after the closing is not asked what it has not said."""
+    fragments: queue.SimpleQueue[str] = queue.SimpleQueue()
+    reading = threading.Event()
+
+    def text() -> Iterator[str]:
+        reading.set()
+        yield from iter(fragments.get, "")
+
+    stream = speakers(FakeTTS()).synthesize_stream(text(), VOICE)
+    reader = threading.Thread(target=lambda: list(stream))
+    reader.start()
+    assert reading.wait(TIMEOUT)
+
+    stream.close()
+    fragments.put(" ")
+    fragments.put("for somebody else")
+    reader.join(TIMEOUT)
+
+    assert not reader.is_alive()
+    assert fragments.get() == "for somebody else"
+
+
+class TestTheEnd:
+    """What was spoken dies with its stream, and needs no garbage collection."""
+
+    @pytest.fixture(autouse=True)
+    def _no_collection(self) -> Iterator[None]:
+        """Let nothing be collected meanwhile."""
+        gc.disable()
+        yield
+        gc.enable()
+
+    @pytest.mark.parametrize("step", [None, b"", [b"audio"], [Take(1), ConnectionError()]])
+    @pytest.mark.parametrize("is_read", [True, False])
+    def test_the_text_is_let_go(
+        self, step: bytes | list[bytes | Take | Exception] | None, *, is_read: bool
+    ) -> None:
+        """A text that is itself a stream is dropped, and so closed, when its speech has ended."""
+
+        def text() -> Iterator[str]:
+            yield "one "
+            yield "two"
+
+        fragments = text()
+        reference = weakref.ref(fragments)
+        stream = speakers(FakeTTS(step)).synthesize_stream(fragments, VOICE)
+        del fragments
+        if is_read:
+            with contextlib.suppress(AllFailedError):
+                next(stream)
+        stream.close()
+
+        assert reference() is None
+
+    def test_an_error_of_the_text_is_let_go(self) -> None:
+        """Who has handled the error of a text keeps nothing of it."""
+        kept: list[weakref.ref[Fragment]] = []
+
+        def text() -> Iterator[str]:
+            fragment = Fragment("one")
+            kept.append(weakref.ref(fragment))
+            yield fragment
+            raise LookupError
+
+        with pytest.raises(LookupError):
+            list(speakers(FakeTTS([Take(2)])).synthesize_stream(text(), VOICE))
+
+        assert [reference() for reference in kept] == [None]
+
+    def test_fragments_without_audio_are_let_go(self) -> None:
+        """What was read by providers that had no audio is not kept."""
+        text = ReplayedText(map(Fragment, ("one", "two")))
+        kept = [weakref.ref(fragment) for fragment in text.reader()]
+
+        text.end()
+
+        assert [reference() for reference in kept] == [None, None]
+
+    def test_nothing_comes_after_it(self) -> None:
+        """Whoever comes too late reads nothing, waits for nothing and commits to nothing."""
+        text = ReplayedText(iter(["one"]))
+        early = text.reader()
+        text.end()
+
+        text.commit()
+
+        assert list(early) == list(text.reader()) == []
+        assert text.idle() == 0.0
+        assert not text.says_something()
 
 
 class TestIdleTime:
@@ -360,6 +454,15 @@ def test_voices_stand_in_for_others() -> None:
     assert spoken(group, ["Hello."]) == "Hello."
 
     assert (first.voices, second.voices, third.voices) == ([mine], [yours], [VOICE])
+
+
+@pytest.mark.parametrize("voices", ["ab", 1, {"asked": "own"}, {1: tts.VoiceProfile(id="own")}])
+def test_voices_that_are_none(voices: Any) -> None:  # noqa: ANN401
+    """What is no mapping from ids to voices is refused, here and there."""
+    with pytest.raises(TypeError, match=r"voices .* not "):
+        TTSFallback(FakeTTS(), "0", voices=voices)
+    with pytest.raises(TypeError, match=r"voices .* not "):
+        speakers(FakeTTS()).add_fallback("1", FakeTTS(), voices=voices)
 
 
 def test_voices_are_listed_and_cloned_by_the_first_healthy_provider() -> None:

@@ -10,10 +10,10 @@ from time import monotonic
 from typing import Generic, TypeVar, final
 
 from resilience import _settings
-from resilience._circuit import Permit
 from resilience._circuit_breaker import CircuitBreaker
 from resilience._fallback_config import Attempt, FallbackConfig, Outcome
 from resilience._log import log_swallowed, logger
+from resilience._periods import Permit
 from resilience._workers import Workers
 from resilience.exceptions import AllFailedError
 
@@ -149,17 +149,16 @@ class Call(Generic[T]):
         workers, provider, context = self.entry.workers, self.entry.provider, self.context
         if workers is None or context is None:
             return fn(provider)
-        timeout = workers.timeout
-        started = monotonic() - self._used
+        timeout, before = workers.timeout, self._used
+        started, waited = monotonic(), idle()
+
+        def used() -> float:
+            return before + (monotonic() - started) - (idle() - waited)
+
         try:
-            return workers.call(
-                lambda: fn(provider),
-                discard,
-                lambda: timeout + idle() + started - monotonic(),
-                context,
-            )
+            return workers.call(lambda: fn(provider), discard, lambda: timeout - used(), context)
         finally:
-            self._used = monotonic() - started
+            self._used = used()
 
 
 def no_error() -> None:
@@ -183,14 +182,14 @@ class Run(Generic[T]):
         self._remaining = iter(entries)
         self._failures: dict[str, Exception] = {}
 
-    def begin(self, attempt: Callable[[Call[T]], R]) -> tuple[Call[T], R]:
+    def begin(self, attempt: Callable[[Call[T]], R]) -> R:
         """Make attempts with the providers that are left, until one of them succeeds.
 
         Args:
-            attempt: Makes one attempt.
+            attempt: Makes one attempt, and settles its call if it succeeds.
 
         Returns:
-            The call of the attempt that succeeded, not yet settled, and the attempt's result.
+            The attempt's result.
 
         Raises:
             AllFailedError: No attempt succeeded.
@@ -203,7 +202,7 @@ class Run(Generic[T]):
                 continue
             call = Call(entry, permit, started)
             try:
-                return call, attempt(call)
+                return attempt(call)
             except BaseException as error:
                 if not self.gave_up(call, error):
                     self.forget()

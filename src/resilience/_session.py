@@ -26,9 +26,9 @@ class Session(stt.SessionHandle):
 
     def __init__(self, call: Call[Any], session: stt.SessionHandle) -> None:
         """Watch over a session that has been started."""
-        self._call = call
-        self._session = session
         self._once = Lock()  # taken once, by the thread that closes
+        self._session = session
+        self._call = call
 
     @property
     def provider(self) -> str:
@@ -62,6 +62,8 @@ class Session(stt.SessionHandle):
 
     def __del__(self) -> None:
         """Close a session that was never closed, and give the permit back."""
+        if not hasattr(self, "_call"):  # its making was interrupted
+            return
         self._call.cancelled()
         try:
             self._close()

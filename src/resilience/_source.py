@@ -46,6 +46,8 @@ class Source(Generic[R]):
 
     def rest(self) -> Iterator[R]:
         """Return the items after the first."""
+        if not self.first:  # at its end, and not to be asked again
+            return iter(())
         context = self._context
         return self._iterator if context is None else _within(context, self._iterator)
 

@@ -33,10 +33,13 @@ class STTFallback(Adapter[stt.Provider], stt.Provider):
             AllFailedError: No provider started a session.
         """
         run = self._group.run()
-        call, session = run.begin(
-            lambda call: call.bounded(
-                lambda provider: provider.start_stream(config), lambda session: session.close()
+        session = run.begin(
+            lambda call: Session(
+                call,
+                call.bounded(
+                    lambda provider: provider.start_stream(config), lambda session: session.close()
+                ),
             )
         )
         run.forget()
-        return Session(call, session)
+        return session

@@ -19,21 +19,24 @@ class ReplayedText:
 
     def __init__(self, source: Iterable[str]) -> None:
         """Read from a source; a plain string is one fragment."""
-        self._source = iter((source,) if isinstance(source, str) else source)
+        self._source: Iterator[str] = iter((source,) if isinstance(source, str) else source)
         self._changed = Condition()
-        # Guarded by the lock of the condition; `error` is written once and may be read without.
-        self._reader = TextReader(self)
+        # Guarded by the lock of the condition; `error` and `_reader` are read without, each by one
+        # read of a reference.
+        self._reader: TextReader | None = None
         self._fragments: list[str] = []
         self._taking = False
         self._exhausted = False
         self._committed = False
+        self._is_over = False
         self.error: Exception | None = None
 
     def reader(self) -> "TextReader":
         """Cut off the reader before, and return one that stands at the beginning."""
         reader = TextReader(self)
         with self._changed:
-            self._reader = reader
+            if not self._is_over:
+                self._reader = reader
             self._changed.notify_all()
         return reader
 
@@ -41,8 +44,18 @@ class ReplayedText:
         """Keep no fragment that the present reader has read."""
         with self._changed:
             self._committed = True
-            del self._fragments[: self._reader.position]
-            self._reader.position = 0
+            if self._reader is not None:
+                del self._fragments[: self._reader.position]
+                self._reader.position = 0
+
+    def end(self) -> None:
+        """Cut off the present reader and those to come, and let go of all that they have read."""
+        with self._changed:
+            self._is_over = True
+            self._reader = self.error = None
+            self._source = iter(())
+            self._fragments.clear()
+            self._changed.notify_all()
 
     def says_something(self) -> bool:
         """Tell whether there is more than blanks, if need be by reading on; cuts off the reader."""
@@ -50,7 +63,8 @@ class ReplayedText:
 
     def idle(self) -> float:
         """Return the seconds for which the present reader has waited for the source."""
-        return self._reader.idle()
+        reader = self._reader
+        return 0.0 if reader is None else reader.idle()
 
     def next_for(self, reader: "TextReader") -> str:
         """Return a reader's next fragment.

@@ -6,7 +6,7 @@ from typing import final
 
 from typing_extensions import override
 
-from resilience import tts
+from resilience import _settings, tts
 from resilience._adapter import Adapter
 from resilience._fallback_config import FallbackConfig
 from resilience._stream import Stream, StreamRequest, serve
@@ -157,7 +157,7 @@ class _Speech(StreamRequest[tts.Provider, bytes]):
 
     @override
     def ended(self) -> None:
-        self._text.reader()  # cuts off the one before
+        self._text.end()
 
 
 @final
@@ -184,4 +184,10 @@ class _Voiced(tts.Provider):
 def _with_voices(
     provider: tts.Provider, voices: Mapping[str, tts.VoiceProfile] | None
 ) -> tts.Provider:
-    return _Voiced(provider, voices) if voices else provider
+    if not voices:
+        return provider
+    _settings.kind("voices", voices, Mapping)
+    for requested, voice in voices.items():
+        _settings.kind("voices", requested, str)
+        _settings.kind("voices", voice, tts.VoiceProfile)
+    return _Voiced(provider, voices)

@@ -17,6 +17,7 @@ from resilience.testing import (
     ManualClock,
     Pause,
     Take,
+    TTSItem,
 )
 
 REQUEST = llm.CompletionRequest(messages=(llm.Message(role="user", content="How are you?"),))
@@ -105,6 +106,20 @@ class TestScript:
         """A pause needs a clock, and says so."""
         with pytest.raises(ValueError, match=r"Pause\(seconds=1\) needs the fake's clock"):
             FakeLLM([Pause(1), "late"]).complete(REQUEST)
+
+    def test_an_exception_for_ever(self) -> None:
+        """An exception that is raised again and again does not gather tracebacks."""
+        error = ConnectionError()
+        provider = FakeLLM(error)
+
+        lengths = set[int]()
+        for _ in range(3):
+            with pytest.raises(ConnectionError) as raised:
+                contents(provider)
+            assert raised.value is error
+            lengths.add(len(raised.traceback))
+
+        assert len(lengths) == 1
 
     def test_function(self) -> None:
         """A function in a script is called, for instance to meet at a barrier."""
@@ -296,6 +311,18 @@ class TestFakeTTS:
 
         assert provider.list_voices() == (VOICE,)
         assert provider.clone_voice([b"a", b"b"]) == tts.VoiceProfile(id="clone-of-2")
+
+    def test_voices_in_time(self) -> None:
+        """In a sequence they wait and raise, and what is for speech says nothing to them."""
+        clock = ManualClock()
+        step: list[TTSItem] = [b"audio", Take(1), Pause(2.5), ConnectionError()]
+        provider = FakeTTS(step, b"audio", clock=clock, voices=[VOICE])
+
+        with pytest.raises(ConnectionError):
+            provider.list_voices()
+
+        assert clock() == 2.5
+        assert provider.list_voices() == (VOICE,)
 
 
 class TestFakeSTT:

@@ -1,6 +1,7 @@
 """A speech recogniser, and its sessions, that do what a test says."""
 
 from collections.abc import Iterator, Sequence
+from threading import Lock
 from typing import TypeAlias, final
 
 from typing_extensions import override
@@ -41,6 +42,7 @@ class FakeSession(stt.SessionHandle):
         self._script = Script[Action | None](sending or (None,), clock)
         self._finals = finals
         self._partials = partials
+        self._lock = Lock()
         self.audio: list[bytes] = []
         self.keywords: tuple[stt.Keyword, ...] = ()
         self.closed: int = 0
@@ -66,7 +68,8 @@ class FakeSession(stt.SessionHandle):
 
     @override
     def close(self) -> None:
-        self.closed += 1
+        with self._lock:
+            self.closed += 1
 
     def _transcripts(self, items: Sequence[STTItem], *, is_final: bool) -> Iterator[stt.Transcript]:
         for item in items:

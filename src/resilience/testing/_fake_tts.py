@@ -54,7 +54,8 @@ class FakeTTS(tts.Provider):
         """Make a synthesiser that follows a script.
 
         Args:
-            *steps: One step for each call of any method; None if omitted.
+            *steps: One step for each call of any method; None if omitted. Voices are listed and
+                cloned after all exceptions, pauses and functions of a step.
             lazy: Whether a stream does nothing before its first `next()`, as generators do.
             clock: What `Pause` advances.
             voices: What `list_voices()` returns.
@@ -78,19 +79,20 @@ class FakeTTS(tts.Provider):
 
     @override
     def list_voices(self) -> Sequence[tts.VoiceProfile]:
-        self._raise_if_scripted()
+        self._act()
         return self._voices
 
     @override
     def clone_voice(self, samples: Sequence[bytes]) -> tts.VoiceProfile:
         """Return a voice whose id tells the number of samples."""
-        self._raise_if_scripted()
+        self._act()
         return tts.VoiceProfile(id=f"clone-of-{len(samples)}")
 
-    def _raise_if_scripted(self) -> None:
+    def _act(self) -> None:
         step = self._script.next_step()
-        if isinstance(step, Exception):
-            raise step
+        for item in [step] if step is None or isinstance(step, (bytes, Exception)) else step:
+            if item is not None and not isinstance(item, (bytes, Take)):
+                self._script.act(item)
 
     def _audio(self, step: TTSStep, text: Iterator[str], taken: list[str]) -> Iterator[bytes]:
         if step is None:

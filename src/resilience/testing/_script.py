@@ -68,6 +68,7 @@ class FakeStream(Iterator[R]):
     def __init__(self, items: Iterator[R]) -> None:
         """Make a stream of what an iterator yields."""
         self._items = items
+        self._lock = Lock()
         self.closed: int = 0
 
     @override
@@ -79,7 +80,8 @@ class FakeStream(Iterator[R]):
 
     def close(self) -> None:
         """Record the closing."""
-        self.closed += 1
+        with self._lock:
+            self.closed += 1
 
 
 class Script(Generic[S]):
@@ -97,7 +99,7 @@ class Script(Generic[S]):
     def act(self, action: Action) -> None:
         """Do what an item says that brings no result."""
         if isinstance(action, BaseException):
-            raise action
+            raise action.with_traceback(None)  # else it grows with each repetition
         if isinstance(action, Pause):
             if self._clock is None:
                 msg = f"{action} needs the fake's clock, which is not set"

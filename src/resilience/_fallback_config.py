@@ -20,7 +20,8 @@ class Outcome(Enum):
         FAILED: It raised what counts as a failure.
         IGNORED: It raised what does not count.
         SKIPPED: Its breaker did not admit it.
-        CANCELLED: It was given up or interrupted before it could fail or succeed.
+        CANCELLED: It was neither: closed, dropped or interrupted by the caller before that, or
+            ended by an error of the caller's own text.
     """
 
     SUCCEEDED = "succeeded"

@@ -28,7 +28,8 @@ class CircuitOpenError(ResilienceError):
     Attributes:
         name: Name of the breaker.
         retry_after: Seconds until a call may be admitted again, as known when the error was
-            made. None when nobody can say: the breaker is isolated until it is reset.
+            made; at most so many if probes are under way. None when nobody can say: the breaker
+            is isolated until it is reset.
     """
 
     # Without a dictionary for each error, and with arguments that are in `args` already: a
@@ -44,7 +45,7 @@ class CircuitOpenError(ResilienceError):
     def __str__(self) -> str:
         if self.retry_after is None:
             return f"circuit {self.name!r} is open until it is reset"
-        return f"circuit {self.name!r} is open, retry in {self.retry_after:.3g} s"
+        return f"circuit {self.name!r} is open, retry in {round(self.retry_after, 2):.12g} s"
 
     @override
     def __reduce__(self) -> tuple[type[Self], tuple[str, float | None], dict[str, object]]:
@@ -74,9 +75,9 @@ class AllFailedError(ResilienceError):
         self.retry_after: float | None = min(
             (
                 error.retry_after
-                for name, error in failures.items()
+                for error in failures.values()
                 if isinstance(error, CircuitOpenError)
-                and error.name == name  # else the provider itself has raised it
+                and error.__traceback__ is None  # else the provider itself has raised it
                 and error.retry_after is not None
             ),
             default=None,

@@ -92,7 +92,7 @@ def _attribute(owner: object, name: str) -> object:
 def _header(headers: object, name: str) -> str | None:
     """Return a header, the first of several, from any mapping and in any spelling."""
     try:
-        items = getattr(headers, "items", tuple[tuple[object, object]])
+        items = getattr(headers, "items", dict[object, object]().items)
         found = [_text(value) for key, value in items() if _text(key).lower() == name]
         return str.strip(found[0]) if found else None
     except Exception:

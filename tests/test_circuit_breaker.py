@@ -142,6 +142,15 @@ class TestExecute:
         assert raised.value.retry_after == 6
         assert str(raised.value) == "circuit 'model' is open, retry in 6 s"
 
+    @pytest.mark.parametrize(
+        ("seconds", "text"), [(0.254, "0.25"), (29.998, "30"), (3599.5, "3599.5"), (1e6, "1000000")]
+    )
+    def test_the_wait_is_told_in_plain_numbers(self, seconds: float, text: str) -> None:
+        """Seconds are told without exponents, and no finer than hundredths."""
+        error = CircuitOpenError("model", seconds)
+
+        assert str(error) == f"circuit 'model' is open, retry in {text} s"
+
     def test_coroutine_function(self, breaker: CircuitBreaker) -> None:
         """A coroutine function raises `TypeError`, and its coroutine is closed."""
 

@@ -843,6 +843,29 @@ class TestEvents:
         assert len(errors) == 3
         assert errors[0].getMessage().startswith("on_state_change raised RuntimeError at ")
 
+    def test_log_handler_raises(self, config: CircuitBreakerConfig) -> None:
+        """A log handler that raises does not keep the listener from being told."""
+        told: list[State] = []
+        breaker = CircuitBreaker(
+            replace(config, on_state_change=lambda change: told.append(change.new))
+        )
+
+        class Broken(logging.Handler):
+            @override
+            def emit(self, record: logging.LogRecord) -> None:
+                raise LookupError
+
+        logger, handler = logging.getLogger("resilience"), Broken()
+        logger.addHandler(handler)
+        try:
+            with pytest.raises(LookupError):
+                trip(breaker)
+        finally:
+            logger.removeHandler(handler)
+
+        assert told == [State.OPEN]
+        assert breaker.state is State.OPEN
+
     def test_listener_is_interrupted(self, config: CircuitBreakerConfig) -> None:
         """What happened while a listener was interrupted is told all the same."""
         states: list[State] = []

@@ -325,9 +325,10 @@ class TestOddExceptions:
         assert copy.copy(error).failures["a"] is odd
         assert type(odd).__name__ in repr(error)
 
-    def test_a_provider_that_says_that_it_is_open(self) -> None:
+    @pytest.mark.parametrize("name", ["another", "0"])
+    def test_a_provider_that_says_that_it_is_open(self, name: str) -> None:
         """How long a group inside the group has to wait is not how long this one has to."""
-        group = grouped(raising(CircuitOpenError("another", 7.0)))
+        group = grouped(raising(CircuitOpenError(name, 7.0)))
 
         with pytest.raises(AllFailedError) as caught:
             group.execute(call)

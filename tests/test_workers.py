@@ -1,6 +1,7 @@
 """Threads on which a call can be left behind: used again, bounded, and gone when idle."""
 
 import gc
+import itertools
 import logging
 import threading
 import weakref
@@ -266,6 +267,20 @@ class TestThreads:
 
         assert numbers == list(range(1600))
         assert len(threads) <= 8
+
+
+def test_the_longest_wait_has_no_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A limit may be longer than the longest wait that a lock of the platform allows."""
+    monkeypatch.setattr(_workers, "TIMEOUT_MAX", 0.001)
+    waits = Slow(lambda: "made")
+    looks = itertools.count()
+
+    def remaining() -> float:
+        if next(looks) > 3:
+            waits.over.set()
+        return LIMIT
+
+    assert Workers("model", LIMIT).call(waits, drop, remaining, copy_context()) == "made"
 
 
 class HastyQueue(SimpleQueue[Any]):

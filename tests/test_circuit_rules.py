@@ -518,6 +518,7 @@ class TestForgottenProbes:
         due.released(probe)
         due.released(probe)
         due.succeeded(probe)
+        due.failed(probe, ConnectionError())
         del probe
 
         assert count_free_slots(due) == 2

@@ -1,5 +1,6 @@
 """Streams fail over until their first item, and end in one way, whatever happens."""
 
+import contextlib
 import gc
 import sys
 import threading
@@ -422,6 +423,31 @@ def test_an_empty_stream_is_asked_once(commit: Literal["call", "first-next"]) ->
 
     assert list(stream) == []
     assert provider.asked == 1
+
+
+def test_a_thread_that_is_late_takes_nothing_of_the_next_provider(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """If it comes to fetch a first item when its attempt is given up, there is nothing to fetch."""
+    first, second = Recorded(lazy("a")), Recorded(lazy("b", "c", "d"))
+    group = FallbackGroup(first, "0")
+    group.add_fallback("1", second)
+    stream = group.stream(lambda provider: provider(), commit="first-next")
+    late: list[Callable[[], object]] = []
+
+    def time_out(_call: object, work: Callable[[object], object], *_: object) -> NoReturn:
+        monkeypatch.undo()
+        late.append(lambda: work(first))
+        raise TimeoutError
+
+    monkeypatch.setattr("resilience._run.Call.bounded", time_out)
+    items = [next(stream)]
+    with contextlib.suppress(IndexError):  # which the thread throws away
+        late[0]()
+    items += stream
+
+    assert items == ["b", "c", "d"]
+    assert first.closings() == second.closings() == [1]
 
 
 def test_given_up_without_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:

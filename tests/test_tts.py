@@ -5,7 +5,7 @@ import gc
 import queue
 import threading
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -203,6 +203,45 @@ class TestTheEnd:
         text.end()
 
         assert [reference() for reference in kept] == [None, None]
+
+    def test_the_end_of_a_text_is_under_no_lock(self) -> None:
+        """What the source of a text does at its end may use the speech in other threads."""
+        others: list[threading.Thread] = []
+
+        def source() -> Iterator[str]:
+            try:
+                yield "one"
+                yield "two"
+            finally:
+                others.append(threading.Thread(target=text.end))
+                others[0].start()
+                others[0].join(TIMEOUT)
+                others.append(others[0])
+
+        text = ReplayedText(source())
+        next(text.reader())
+
+        text.end()
+
+        assert len(others) == 2
+        assert not others[0].is_alive()
+
+    def test_ended_while_it_is_read(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A signal handler that ends a text in the middle of its reading takes nothing back."""
+        text = ReplayedText(["one", "two"])
+        list(text.reader())
+        reader = text.reader()
+        read: Callable[[ReplayedText, object, list[str]], str] = vars(ReplayedText)[
+            "_fragment_locked"
+        ]
+
+        def end_and_read(self: ReplayedText, reader: object, fragments: list[str]) -> str:
+            self.end()
+            return read(self, reader, fragments)
+
+        monkeypatch.setattr(ReplayedText, "_fragment_locked", end_and_read)
+
+        assert list(reader) == ["one"]
 
     def test_nothing_comes_after_it(self) -> None:
         """Whoever comes too late reads nothing, waits for nothing and commits to nothing."""

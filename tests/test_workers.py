@@ -205,6 +205,47 @@ class TestThreads:
 
         assert call(workers, lambda: "made") == "made"
 
+    def test_a_thread_that_is_ending_takes_no_call(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A finalizer that makes a call while a thread ends gets another thread."""
+        monkeypatch.setattr(_workers, "IDLE_SECONDS", 0.01)
+        workers = Workers("model", LIMIT)
+        made: list[threading.Thread] = []
+
+        class Collected(SimpleQueue[Any]):
+            @override
+            def empty(self) -> bool:
+                is_empty = super().empty()
+                if not made:
+                    made.append(threading.current_thread())
+                    made.append(call(workers, threading.current_thread))
+                return is_empty
+
+        monkeypatch.setattr(_workers, "SimpleQueue", Collected)
+        ending = call(workers, threading.current_thread)
+        ending.join(LIMIT)
+
+        assert made[0] is ending
+        assert made[1] is not ending
+
+    def test_a_signal_handler_may_make_a_call(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A call that is made just when a thread was given another one is made by it, too."""
+        workers = Workers("model", LIMIT)
+        made: list[str] = []
+
+        class Signalled(SimpleQueue[Any]):
+            @override
+            def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:
+                super().put(item)
+                if not made:
+                    made.append("begun")
+                    item.worker.rest()  # as it does when the call is over by now
+                    made.append(call(workers, lambda: "made"))
+
+        monkeypatch.setattr(_workers, "SimpleQueue", Signalled)
+
+        assert call(workers, lambda: "too") == "too"
+        assert made == ["begun", "made"]
+
     def test_a_thread_whose_caller_was_interrupted_ends(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from inspect import GEN_RUNNING, getgeneratorstate
 from itertools import chain
 from threading import RLock
@@ -145,20 +145,17 @@ class Reading(Generic[T, R]):
 
     def _fetched(self, call: Call[T]) -> bool:
         """Get the first item of what `_open` has opened; False if another provider shall."""
+        opened = [self._source]  # taken by the thread that comes to fetch
+        self._source = Source(())
         try:
-            self._accept(self._bounded(call, lambda _: self._taken().fetch(self._request.is_blank)))
+            self._accept(self._bounded(call, lambda _: opened.pop().fetch(self._request.is_blank)))
         except BaseException as error:
-            self._taken().close()  # if no thread came to fetch
+            with suppress(IndexError):  # else no thread came, and nobody else closes it
+                opened.pop().close()
             if not self._run.gave_up(call, error):
                 raise
             return False
         return True
-
-    def _taken(self) -> Source[R]:
-        """Return what `_open` has opened, to the first who asks."""
-        with self._lock:
-            source, self._source = self._source, Source(())
-        return source
 
     def _open_and_fetch(self, call: Call[T]) -> None:
         self._enter(call)

@@ -51,11 +51,14 @@ class ReplayedText:
     def end(self) -> None:
         """Cut off the present reader and those to come, and let go of all that they have read."""
         with self._changed:
+            # Let go of after the section: the end of a source is foreign code.
+            dropped = self._source, self._fragments, self.error
             self._is_over = True
             self._reader = self.error = None
             self._source = iter(())
-            self._fragments.clear()
+            self._fragments = []  # a new one: this thread may just be looking at the old one
             self._changed.notify_all()
+        del dropped
 
     def says_something(self) -> bool:
         """Tell whether there is more than blanks, if need be by reading on; cuts off the reader."""
@@ -87,8 +90,9 @@ class ReplayedText:
                     self._changed.wait()
                 if reader is not self._reader:
                     raise StopIteration
-                if reader.position < len(self._fragments):
-                    return self._fragment_locked(reader)
+                fragments = self._fragments
+                if reader.position < len(fragments):
+                    return self._fragment_locked(reader, fragments)
                 if self._exhausted:
                     raise StopIteration if self.error is None else self.error
                 self._taking = taking = True  # one statement: no interruption in between
@@ -105,11 +109,11 @@ class ReplayedText:
         wants_more = reader is self._reader and reader.position == len(self._fragments)
         return wants_more and self._taking
 
-    def _fragment_locked(self, reader: "TextReader") -> str:
+    def _fragment_locked(self, reader: "TextReader", fragments: list[str]) -> str:
         if self._committed:
-            return self._fragments.pop(0)
+            return fragments.pop(0)
         reader.position += 1
-        return self._fragments[reader.position - 1]
+        return fragments[reader.position - 1]
 
     def _take(self) -> None:
         """Take one fragment from the source; only in the thread that has set `_taking`."""

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from contextvars import Context
 from queue import Empty, SimpleQueue
-from threading import TIMEOUT_MAX, Lock, Thread
+from threading import TIMEOUT_MAX, Lock, RLock, Thread
 from typing import Any, Generic, TypeVar, final
 
 from typing_extensions import override
@@ -190,7 +190,8 @@ class _Worker(Thread):
     def __init__(self, name: str, idle: "list[_Worker]") -> None:
         super().__init__(name=name, daemon=True)
         self._idle = idle
-        self._lock = Lock()
+        # Reentrant, because a finalizer or a signal handler may want a worker while it is held.
+        self._lock = RLock()
         # Guarded by the lock: either a task is accepted or the thread ends.
         self._tasks: SimpleQueue[_Task[Any]] = SimpleQueue()
         self._has_ended = False
@@ -219,6 +220,7 @@ class _Worker(Thread):
     def _end(self) -> None:
         """End the thread, unless a task has come just now."""
         with self._lock:
+            self._has_ended = True  # first, so that who comes in between looks for another
             self._has_ended = self._tasks.empty()
         if self._has_ended:
             with suppress(ValueError):  # a caller has taken it, and will look for another

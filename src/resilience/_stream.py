@@ -77,9 +77,11 @@ class Reading(Generic[T, R]):
         self._run = run
         self._request = request
         self._lock = lock
-        # Written under the lock. `closed` is read without it, before and after each item. Who
-        # closes sets it first and then looks whether somebody reads, a reader is seen to read
-        # first and then looks at it; so one of them sees the other, and ends the stream.
+        # Written under the lock, but for `_source`, which belongs to the thread that reads.
+        # `closed` is read without it, before and after each item: who closes sets it first and then
+        # looks whether somebody reads, and who reads is seen to read first and then looks at it. So
+        # one of them sees the other, and ends the stream; at the latest the reader does, when it
+        # comes back for the next item or drops the stream.
         self._call: Call[T] | None = None
         self._source: Source[R] = nothing
         self.committed: bool = False

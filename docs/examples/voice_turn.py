@@ -3,7 +3,7 @@
 It needs two programs and two packages; nothing leaves this machine:
 
     sudo apt-get install flite espeak-ng
-    pip install resilience-failover pocketsphinx
+    pip install . pocketsphinx
     python docs/examples/voice_turn.py
 
 The program `flite` plays the user and asks a question. The answer takes three steps, each behind

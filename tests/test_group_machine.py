@@ -440,6 +440,8 @@ class Oracle(World):
         stream.source = Source(breaker.name, [Step() for _ in early] + list(later))
         if script.form != "list":
             self.sources.append(stream.source)
+        if stream.call and stream.call.is_settled:
+            return None  # closed by the provider itself, and no item is wanted any more
         return self._fetch_first(stream) if fetch else None
 
     def _fetch_first(self, stream: OracleStream) -> BaseException | None:

@@ -183,6 +183,15 @@ class TestThreads:
         assert not first.is_alive()
         assert second is not first
 
+    def test_a_thread_that_has_ended_is_forgotten(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Nothing is kept of a thread whose idle time is over."""
+        monkeypatch.setattr(_workers, "IDLE_SECONDS", 0.01)
+        workers = Workers("model", LIMIT)
+
+        call(workers, threading.current_thread).join(LIMIT)
+
+        assert vars(workers)["_idle"] == []
+
     def test_the_idle_time_is_30_seconds(self) -> None:
         """The number that the docs tell is the number."""
         assert IDLE_SECONDS == 30

@@ -328,6 +328,16 @@ class TestFakeTTS:
 class TestFakeSTT:
     """A speech recogniser and its sessions, which follow scripts."""
 
+    def test_records_every_start(self) -> None:
+        """Each configuration is kept, in order."""
+        provider = FakeSTT()
+        configs = [stt.StreamConfig(), stt.StreamConfig(language="de")]
+
+        for config in configs:
+            provider.start_stream(config)
+
+        assert provider.configs == configs
+
     def test_transcripts(self) -> None:
         """Strings are the texts of transcripts; transcripts are given as they are."""
         transcript = stt.Transcript(text="whole", confidence=0.5, is_final=True)

@@ -531,19 +531,6 @@ class TestAttempts:
         assert grouped(raising(OSError()), lambda: "1", config=config).execute(call) == "1"
         assert caplog.text.count("on_attempt raised ZeroDivisionError") == 2
 
-    def test_no_lock_is_held(self) -> None:
-        """The listener may use the group and its breakers from another thread."""
-
-        def listener(_attempt: Attempt) -> None:
-            thread = threading.Thread(target=group.breakers["0"].reset)
-            thread.start()
-            thread.join(TIMEOUT)
-            assert not thread.is_alive()
-
-        group = grouped(lambda: "0", config=FallbackConfig(on_attempt=listener))
-
-        assert group.execute(call) == "0"
-
 
 class TestTokenCounts:
     """Counting tokens is no evidence of a model's health."""

@@ -140,6 +140,18 @@ class TestBreaker:
             "circuit %s was reset",
         }
 
+    def test_orders_have_extra(self, clock: ManualClock, caplog: pytest.LogCaptureFixture) -> None:
+        """What an operator orders is told with the name of the breaker."""
+        breaker = breaker_with(clock)
+        breaker.isolate()
+        breaker.reset()
+
+        assert {record.msg: extra(record)["resilience_circuit"] for record in caplog.records} == {
+            "circuit %s is %s": "model",
+            "circuit %s was isolated": "model",
+            "circuit %s was reset": "model",
+        }
+
     def test_ordinary_calls(self, clock: ManualClock, caplog: pytest.LogCaptureFixture) -> None:
         """A success, an uncounted failure, a refusal and a look at the state log nothing."""
         breaker = breaker_with(clock, failure_on=ConnectionError)

@@ -8,7 +8,15 @@ from typing import Any
 
 import pytest
 
-from resilience import CircuitBreakerConfig, FallbackConfig, FallbackGroup, State, StateChange
+from resilience import (
+    Attempt,
+    CircuitBreakerConfig,
+    FallbackConfig,
+    FallbackGroup,
+    Outcome,
+    State,
+    StateChange,
+)
 
 NUMBERS = ["max_failures", "half_open_max"]
 NO_HOOKS: list[object] = [3, "hook", [print]]
@@ -207,6 +215,7 @@ VALUES = [
     CircuitBreakerConfig(),
     FallbackConfig(),
     StateChange(name="model", old=State.CLOSED, new=State.OPEN),
+    Attempt(provider="model", outcome=Outcome.SUCCEEDED, error=None, duration=0.0),
 ]
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from typing_extensions import override
 
@@ -48,6 +48,7 @@ def spoken(group: TTSFallback, text: Iterable[str]) -> str:
     taken=st.lists(st.integers(min_value=0, max_value=12), max_size=4),
     lazy=st.booleans(),
 )
+@settings(deadline=None)
 def test_nothing_is_lost_or_spoken_twice(text: list[str], taken: list[int], *, lazy: bool) -> None:
     """However much the failed attempts have taken, the one that succeeds speaks the whole text."""
     failing = [FakeTTS([Take(count), ConnectionError()], lazy=lazy) for count in taken]

@@ -73,7 +73,7 @@ LONG: list[tuple[Script, tuple[Script, ...]]] = [
     (HUNG, (("acquire a", "succeed a"), ("succeed p",), ("acquire b",))),
     (SHAKY, (("work a",), ("break b",))),
     (DUE, (("work a",), ("work b",))),
-    (SHAKY, (("work a",), ("fail w",), ("reset",))),
+    (SHAKY, (("work a",), ("fail w",), ("state",))),
 ]
 
 

@@ -628,6 +628,17 @@ class TestHungProbes:
 
         assert due.state is State.OPEN
 
+    def test_a_clock_may_begin_below_zero(self, config: CircuitBreakerConfig) -> None:
+        """A hung probe is replaced on time whatever the clock showed at its beginning."""
+        clock = ManualClock(-1000.0)
+        breaker = CircuitBreaker(replace(config, max_failures=1, half_open_max=1, clock=clock))
+        fail(breaker)
+        clock.advance(RESET_TIMEOUT)
+        hang(breaker)
+        clock.advance(RESET_TIMEOUT)
+
+        assert count_free_slots(breaker) == 1
+
     def test_a_slow_thread_prolongs_nothing(
         self, config: CircuitBreakerConfig, clock: ManualClock
     ) -> None:

@@ -59,7 +59,7 @@ class Probe:
 
     def __init__(self, period: HalfOpen, give_back: Callable[["Probe"], object]) -> None:
         """Prepare for a slot of a period, which is not taken yet."""
-        self.period = period
+        self.period: HalfOpen = period
         self.is_held: bool = False  # guarded by the circuit's lock
         self._give_back = give_back
 

@@ -38,8 +38,8 @@ class CircuitOpenError(ResilienceError):
 
     def __init__(self, name: str, retry_after: float | None = None) -> None:
         """Make an error from the breaker's name and the seconds to wait."""
-        self.name = name
-        self.retry_after = retry_after
+        self.name: str = name
+        self.retry_after: float | None = retry_after
 
     @override
     def __str__(self) -> str:

@@ -69,7 +69,7 @@ LONG: list[tuple[Script, tuple[Script, ...]]] = [
     (DUE, (("acquire a", "release a"), ("acquire b", "succeed b"))),
     (PROBING, (("fail p",), ("succeed w",), ("acquire a",))),
     (SHAKY, (("fail w",), ("succeed x",), ("reset",))),
-    (ALMOST_CLOSED, (("succeed q",), ("isolate",))),
+    (ALMOST_CLOSED, (("succeed q",), ("isolate",), ("acquire a",))),
     (HUNG, (("acquire a", "succeed a"), ("succeed p",))),
     (SHAKY, (("work a",), ("break b",))),
     (DUE, (("work a",), ("work b",))),

@@ -267,6 +267,22 @@ class TestThreads:
 
         assert not thread.is_alive()
 
+    def test_a_call_that_is_over_does_not_hang(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A caller that is interrupted as it is told of an error leaves no hanging call behind."""
+        monkeypatch.setattr(_workers, "MAX_ABANDONED", 1)
+        workers = Workers("model", LIMIT)
+
+        def interrupt(task: object) -> NoReturn:
+            vars(workers)["_abandoned"].add(task)
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr("resilience._workers._Task.abandon", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                call(workers, lambda: int("no number"))
+
+        assert call(workers, lambda: "made") == "made"
+
     def test_a_call_that_no_thread_makes_is_not_kept(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """If no thread can be started, the caller is told, and the call dies."""
         workers = Workers("model", LIMIT)

@@ -220,13 +220,12 @@ class Circuit:
         return probe
 
     def _count_locked(self, permit: Permit, error: Exception, now: float, stay: float) -> None:
-        until = now + (stay or self._reset_timeout)
         if isinstance(permit, Closed):
             permit.failures += 1
             if stay or permit.failures >= self._config.max_failures:
-                self._move_locked(permit, Open(until), error)
+                self._move_locked(permit, Open(now + (stay or self._reset_timeout)), error)
         elif permit.is_held:
-            self._move_locked(permit.period, Open(until), error)
+            self._move_locked(permit.period, Open(now + (stay or self._reset_timeout)), error)
             permit.is_held = False
 
     def _move_locked(self, old: Period, new: Period, cause: Exception | None = None) -> bool:

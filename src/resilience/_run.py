@@ -186,7 +186,7 @@ class Run(Generic[T]):
         """Make attempts with the providers that are left, until one of them succeeds.
 
         Args:
-            attempt: Makes one attempt, and settles its call if it succeeds.
+            attempt: Makes one attempt. If it succeeds, whoever gets its result settles its call.
 
         Returns:
             The attempt's result.

@@ -84,8 +84,10 @@ class Oracle:
         return None if end == math.inf else end - now
 
     def hear(self, period: int, error: BaseException | None, now: float) -> None:
-        """Hear how a call ended."""
+        """Record how a call ended."""
         if period != self.period:
+            if isinstance(error, CountedError) and self.state == "open" and now < self.until:
+                self.until = max(self.until, now + (error.wait or 0))
             return
         self.under_way -= 1
         if error is None:

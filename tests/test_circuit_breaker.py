@@ -1,4 +1,4 @@
-"""What a circuit breaker does with the calls that are given to it."""
+"""Calls through a circuit breaker, and its states."""
 
 import functools
 import gc
@@ -7,6 +7,7 @@ import logging
 import math
 import time
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import TypeAlias, cast
 
@@ -25,7 +26,9 @@ from resilience.testing import ManualClock
 
 RESET_TIMEOUT = 10.0
 
-FailureOn: TypeAlias = type[Exception] | tuple[type[Exception], ...] | Callable[[Exception], object]
+FailureOn: TypeAlias = (
+    type[BaseException] | tuple[type[BaseException], ...] | Callable[[Exception], object]
+)
 
 
 def fail(breaker: CircuitBreaker, error: BaseException) -> None:
@@ -85,8 +88,10 @@ def with_filter(failure_on: FailureOn) -> CircuitBreaker:
     return CircuitBreaker(CircuitBreakerConfig(max_failures=1, failure_on=counts))
 
 
-def with_hook(clock: ManualClock, hook: Callable[[Exception], float | None]) -> CircuitBreaker:
-    """Return a breaker with a hook for the provider's own word."""
+def with_hook(
+    clock: ManualClock, hook: Callable[[Exception], float | timedelta | None]
+) -> CircuitBreaker:
+    """Return a breaker with a `retry_after` hook."""
     return CircuitBreaker(
         CircuitBreakerConfig(
             max_failures=3,
@@ -98,17 +103,21 @@ def with_hook(clock: ManualClock, hook: Callable[[Exception], float | None]) -> 
     )
 
 
+class OwnTimeout(BaseException):
+    """An exception that is no `Exception`, like the timeouts of some libraries."""
+
+
 class TestExecute:
     """`execute(fn, /, *args, **kwargs)`."""
 
     def test_result(self, breaker: CircuitBreaker) -> None:
-        """The result is fn's."""
+        """`execute` returns what fn returns."""
         result = object()
 
         assert breaker.execute(lambda: result) is result
 
     def test_arguments(self, breaker: CircuitBreaker) -> None:
-        """All arguments are passed on, whatever they are called."""
+        """All arguments are passed on, whatever their names."""
 
         def call(*args: object, **kwargs: object) -> object:
             return args, kwargs
@@ -119,7 +128,7 @@ class TestExecute:
 
     @pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt(), StopIteration(3)])
     def test_error(self, breaker: CircuitBreaker, error: BaseException) -> None:
-        """What fn raises goes to the caller as it is."""
+        """What fn raises is raised to the caller as it is."""
 
         def call() -> None:
             raise error
@@ -140,16 +149,22 @@ class TestExecute:
 
         assert raised.value.name == "model"
         assert raised.value.retry_after == 6
-        assert str(raised.value) == "circuit 'model' is open, retry in 6 s"
+        assert str(raised.value).startswith("circuit 'model' is open, retry in 6 s")
 
     @pytest.mark.parametrize(
         ("seconds", "text"), [(0.254, "0.25"), (29.998, "30"), (3599.5, "3599.5"), (1e6, "1000000")]
     )
-    def test_the_wait_is_told_in_plain_numbers(self, seconds: float, text: str) -> None:
-        """Seconds are told without exponents, and no finer than hundredths."""
+    def test_seconds_in_the_message(self, seconds: float, text: str) -> None:
+        """The message gives seconds without exponents, rounded to hundredths."""
         error = CircuitOpenError("model", seconds)
 
         assert str(error) == f"circuit 'model' is open, retry in {text} s"
+
+    def test_no_name_in_the_message(self) -> None:
+        """The message for a breaker without a name says so."""
+        error = CircuitOpenError("", 6.0)
+
+        assert str(error) == "circuit (unnamed) is open, retry in 6 s"
 
     def test_coroutine_function(self, breaker: CircuitBreaker) -> None:
         """A coroutine function raises `TypeError`, and its coroutine is closed."""
@@ -157,14 +172,14 @@ class TestExecute:
         async def call() -> None:
             """Do nothing."""
 
-        with pytest.raises(TypeError, match=r"fn must be synchronous.*call"):
+        with pytest.raises(TypeError, match=r"fn .*\.call must be synchronous"):
             _ = breaker.execute(call)
         gc.collect()  # a coroutine that was never closed would warn here
 
     def test_coroutine_counts_neither_way(
         self, breaker: CircuitBreaker, clock: ManualClock
     ) -> None:
-        """A coroutine function is neither a success nor a failure, and gives its slot back."""
+        """A coroutine function is neither a success nor a failure, and releases its slot."""
 
         async def call() -> None:
             """Do nothing."""
@@ -216,7 +231,7 @@ class TestStates:
         assert raised.value.retry_after == 30
 
     def test_no_settings(self) -> None:
-        """The settings may be left out."""
+        """The settings may be omitted."""
         breaker = CircuitBreaker()
 
         trip(breaker)
@@ -225,8 +240,8 @@ class TestStates:
         assert not is_admitted(breaker)
 
     def test_wrong_settings(self) -> None:
-        """Settings of another kind are refused."""
-        with pytest.raises(TypeError, match="config must be a CircuitBreakerConfig, not 5"):
+        """Settings of another type are refused."""
+        with pytest.raises(TypeError, match="config must be a CircuitBreakerConfig, got 5"):
             CircuitBreaker(5)  # type: ignore[arg-type]
 
     def test_default_probes(self, clock: ManualClock) -> None:
@@ -281,7 +296,7 @@ class TestStates:
         ]
 
     def test_time_runs_from_opening(self, breaker: CircuitBreaker, clock: ManualClock) -> None:
-        """The time runs from the opening, and rejected calls do not prolong it."""
+        """`reset_timeout` runs from the opening, and rejected calls do not lengthen it."""
         trip(breaker)
         for _ in range(10):
             clock.advance(RESET_TIMEOUT / 10)
@@ -304,7 +319,7 @@ class TestStates:
         assert ended is State.CLOSED
 
     def test_no_more_probes(self, breaker: CircuitBreaker, clock: ManualClock) -> None:
-        """When half-open, at most `half_open_max` calls are admitted, the rest are refused."""
+        """When half-open, at most `half_open_max` calls are admitted, the rest are rejected."""
         trip(breaker)
         clock.advance(RESET_TIMEOUT)
 
@@ -362,7 +377,7 @@ class TestStates:
     def test_events(
         self, breaker: CircuitBreaker, clock: ManualClock, changes: list[StateChange]
     ) -> None:
-        """Each change is told with name, old and new state, and the failure that caused it."""
+        """Each change is reported with name, old and new state, and the failure that caused it."""
         errors = [ConnectionError("first"), ConnectionError("second"), ConnectionError("probe")]
         fail(breaker, errors[0])
         fail(breaker, errors[1])
@@ -393,11 +408,73 @@ class TestStates:
         assert f"{State.HALF_OPEN}" == "half-open"
 
 
+class TestReason:
+    """`CircuitOpenError.reason`: the failure that opened the breaker."""
+
+    def rejection(self, breaker: CircuitBreaker) -> CircuitOpenError:
+        """Make a call that is rejected."""
+        with pytest.raises(CircuitOpenError) as raised:
+            breaker.execute(pytest.fail, "fn was called")
+        return raised.value
+
+    def test_failure(self, breaker: CircuitBreaker) -> None:
+        """It is type and message of the last failure, as text, and is part of the message."""
+        fail(breaker, ConnectionError("first"))
+        fail(breaker, TimeoutError("second"))
+
+        error = self.rejection(breaker)
+
+        assert error.reason == "TimeoutError: second"
+        assert str(error) == (
+            "circuit 'model' is open, retry in 10 s (last failure: TimeoutError: second)"
+        )
+
+    def test_probes(self, breaker: CircuitBreaker, clock: ManualClock) -> None:
+        """It stays while probes are under way, and is replaced when one of them fails."""
+        trip(breaker)
+        clock.advance(RESET_TIMEOUT)
+        with breaker.guard(), breaker.guard():
+            probing = self.rejection(breaker).reason
+            fail_probe = breaker.guard()
+            clock.advance(RESET_TIMEOUT)
+            fail_probe.__enter__()
+            fail_probe.__exit__(OSError, OSError("again"), None)
+
+        assert probing == "ConnectionError"
+        assert self.rejection(breaker).reason == "OSError: again"
+
+    def test_operator(self, breaker: CircuitBreaker) -> None:
+        """A breaker that is isolated has none, also if it was open before."""
+        trip(breaker)
+        breaker.isolate()
+
+        assert self.rejection(breaker).reason is None
+
+    def test_retry_after(self, clock: ManualClock) -> None:
+        """A single failure that opens the breaker by `retry_after` is the reason, too."""
+        breaker = with_hook(clock, lambda _: 25.0)
+        fail(breaker, ConnectionError("busy"))
+
+        assert self.rejection(breaker).reason == "ConnectionError: busy"
+
+    def test_unreadable(self, breaker: CircuitBreaker) -> None:
+        """An error whose text cannot be read is named by its type."""
+
+        class UnreadableError(Exception):
+            def __str__(self) -> str:
+                raise RuntimeError
+
+        for _ in range(2):
+            fail(breaker, UnreadableError())
+
+        assert (self.rejection(breaker).reason or "").startswith("UnreadableError (")
+
+
 class TestReset:
     """`reset()` closes it, clears everything, and forgets the calls under way."""
 
     def test_open(self, breaker: CircuitBreaker, changes: list[StateChange]) -> None:
-        """An open breaker is closed, and says so."""
+        """An open breaker is closed, and reports it."""
         trip(breaker)
 
         breaker.reset()
@@ -416,7 +493,7 @@ class TestReset:
         assert breaker.state is State.CLOSED
 
     def test_count(self, breaker: CircuitBreaker, changes: list[StateChange]) -> None:
-        """A closed breaker forgets its failures, and has no change to tell."""
+        """A closed breaker forgets its failures, and reports no change."""
         fail(breaker, ConnectionError())
 
         breaker.reset()
@@ -443,7 +520,7 @@ class TestIsolate:
     """`isolate()` holds it open until `reset()`."""
 
     def test_time_does_not_end_it(self, breaker: CircuitBreaker, clock: ManualClock) -> None:
-        """No time makes an isolated breaker probe."""
+        """An isolated breaker stays open however much time passes."""
         breaker.isolate()
         clock.advance(1e15)
 
@@ -451,7 +528,7 @@ class TestIsolate:
         assert not is_admitted(breaker)
 
     def test_wait_is_unknown(self, breaker: CircuitBreaker) -> None:
-        """Nobody can say when an isolated breaker will admit calls."""
+        """The error of an isolated breaker has no `retry_after`."""
         breaker.isolate()
 
         with pytest.raises(CircuitOpenError, match="'model' is open until it is reset") as raised:
@@ -471,7 +548,7 @@ class TestIsolate:
     def test_already_open(
         self, breaker: CircuitBreaker, clock: ManualClock, changes: list[StateChange]
     ) -> None:
-        """A breaker that is open already, also one that is due, is held open without an event."""
+        """A breaker that is open, or due for a probe, is held open without an event."""
         trip(breaker)
         clock.advance(RESET_TIMEOUT)
 
@@ -498,14 +575,14 @@ class TestGuard:
     """`guard()` admits on entry and records on exit."""
 
     def test_open(self, breaker: CircuitBreaker) -> None:
-        """The body of a guard that is not admitted is not run."""
+        """The body of a guard that is not admitted does not run."""
         trip(breaker)
 
         with pytest.raises(CircuitOpenError), breaker.guard():
             pytest.fail("the body ran")
 
     def test_admits_on_entry(self, breaker: CircuitBreaker) -> None:
-        """A guard that was made while the breaker was closed is refused if it is open by then."""
+        """A guard that was made while the breaker was closed is rejected if it has opened since."""
         guard = breaker.guard()
         trip(breaker)
 
@@ -533,7 +610,7 @@ class TestGuard:
         assert raised.value is error
 
     def test_dropped(self, breaker: CircuitBreaker, clock: ManualClock) -> None:
-        """A guard that is entered and dropped gives its slot back."""
+        """A guard that is entered and dropped releases its slot."""
         trip(breaker)
         clock.advance(RESET_TIMEOUT)
 
@@ -544,7 +621,7 @@ class TestGuard:
         assert is_admitted(breaker)
 
     def test_entered_and_left_by_two(self, breaker: CircuitBreaker) -> None:
-        """A guard is one call: leaving it again says nothing."""
+        """A guard is one call: leaving it again records nothing."""
         guard = breaker.guard()
         with guard:
             pass
@@ -555,7 +632,7 @@ class TestGuard:
         assert breaker.state is State.CLOSED
 
     def test_no_decorator(self, breaker: CircuitBreaker) -> None:
-        """A guard does not pretend to guard a function: the breaker itself is the decorator."""
+        """A guard cannot be used as a decorator: the breaker itself is one."""
         with pytest.raises(TypeError):
             breaker.guard()(lambda: None)  # type: ignore[operator]
 
@@ -573,7 +650,7 @@ class TestDecorator:
         assert add(1, fn=2, self=3) == 6
 
     def test_metadata(self, breaker: CircuitBreaker) -> None:
-        """The decorated function looks like the function."""
+        """The decorated function has name, docstring and signature of the function."""
 
         def ask(question: str) -> str:
             """Ask."""
@@ -617,14 +694,14 @@ class TestDecorator:
         assert Client().ask(1) == 43
 
     def test_callable_object(self, breaker: CircuitBreaker) -> None:
-        """Whatever can be called can be decorated."""
+        """Any callable can be decorated."""
         assert breaker(functools.partial(int, base=2))("101") == 5
 
     @pytest.mark.parametrize("fn", [None, 3, "fn"])
     def test_no_function(self, breaker: CircuitBreaker, fn: object) -> None:
-        """What cannot be called is refused."""
-        with pytest.raises(TypeError, match=f"fn must be callable, not {fn!r}"):
-            breaker(fn)  # type: ignore[arg-type]
+        """An object that cannot be called is refused."""
+        with pytest.raises(TypeError, match=f"fn must be callable, got {fn!r}"):
+            breaker(fn)  # type: ignore[call-overload]
 
 
 async def coroutine_function() -> None:
@@ -736,7 +813,7 @@ class TestGeneratorFunction:
         assert breaker.state is State.OPEN
 
     def test_succeeds_at_the_end(self, breaker: CircuitBreaker) -> None:
-        """Items are no success yet, only the end is."""
+        """The iteration succeeds at its end, and not at each item."""
 
         @breaker
         def numbers() -> Iterator[int]:
@@ -756,8 +833,9 @@ class TestGeneratorFunction:
         assert breaker.state is State.CLOSED
 
     def test_closed_early(self, breaker: CircuitBreaker, clock: ManualClock) -> None:
-        """An iteration that is given up is neither, gives its slot back, and is closed itself."""
+        """An iteration that is left after an item has succeeded, and is closed."""
         closed: list[int] = []
+        states: list[State] = []
 
         @breaker
         def numbers() -> Iterator[int]:
@@ -769,18 +847,37 @@ class TestGeneratorFunction:
 
         trip(breaker)
         clock.advance(RESET_TIMEOUT)
-        for _ in range(4):
+        for _ in range(2):
+            states.append(breaker.state)
             generator = numbers()
             next(generator)
             del generator
             gc.collect()
 
-        assert len(closed) == 4
-        assert breaker.state is State.HALF_OPEN
-        assert is_admitted(breaker)
+        assert len(closed) == 2
+        assert states == [State.HALF_OPEN] * 2
+        assert breaker.state is State.CLOSED
+
+    def test_fails_when_closed(self, breaker: CircuitBreaker) -> None:
+        """An iteration that raises while it is closed has failed."""
+
+        @breaker
+        def numbers() -> Generator[int, None, None]:
+            try:
+                yield 1
+            finally:
+                raise ConnectionError
+
+        for _ in range(2):
+            generator = numbers()
+            next(generator)
+            with pytest.raises(ConnectionError):
+                generator.close()
+
+        assert breaker.state is State.OPEN
 
     def test_never_started(self, breaker: CircuitBreaker, clock: ManualClock) -> None:
-        """An iteration that was never started took no slot."""
+        """An iteration that was never started has taken no slot."""
 
         @breaker
         def numbers() -> Iterator[int]:
@@ -794,7 +891,7 @@ class TestGeneratorFunction:
         assert len(generators) == 5
 
     def test_partial(self, breaker: CircuitBreaker) -> None:
-        """A generator function with arguments bound is still one."""
+        """A `partial` of a generator function is guarded like the function."""
 
         def numbers(last: int) -> Iterator[int]:
             yield last
@@ -836,9 +933,45 @@ class TestGeneratorFunction:
 
         assert breaker.state is State.OPEN
 
+    def test_wrapper(self, breaker: CircuitBreaker) -> None:
+        """A function that wraps a generator function and returns a generator raises `TypeError`."""
+
+        def numbers() -> Iterator[int]:
+            yield 1
+
+        @functools.wraps(numbers)
+        def wrapper() -> Iterator[int]:
+            return numbers()
+
+        with pytest.raises(TypeError, match="decorate the generator function itself"):
+            breaker(wrapper)()
+
+    def test_context_manager(self, breaker: CircuitBreaker) -> None:
+        """So does a function that `contextmanager` has made of a generator function."""
+
+        @breaker
+        @contextmanager
+        def connected() -> Iterator[int]:
+            yield 1
+
+        with pytest.raises(TypeError, match=r"connected wraps a generator function.*use guard\(\)"):
+            connected()
+
+    def test_wrapper_that_iterates(self, breaker: CircuitBreaker) -> None:
+        """A wrapper that returns something else is guarded like any function."""
+
+        def numbers() -> Iterator[int]:
+            yield 1
+
+        @functools.wraps(numbers)
+        def wrapper() -> list[int]:
+            return list(numbers())
+
+        assert breaker(wrapper)() == [1]
+
 
 class TestFailureOn:
-    """`failure_on`: which exceptions count: a type, a tuple of types, or a predicate."""
+    """`failure_on`: the exceptions that count, as a type, a tuple of types, or a predicate."""
 
     @pytest.mark.parametrize(
         "failure_on",
@@ -853,7 +986,7 @@ class TestFailureOn:
         ids=["type", "base", "tuple", "tuple of one", "predicate", "truthy"],
     )
     def test_counts(self, failure_on: FailureOn) -> None:
-        """An exception that is meant counts."""
+        """An exception that the filter includes counts."""
         breaker = with_filter(failure_on)
 
         fail(breaker, ConnectionRefusedError("refused"))
@@ -894,8 +1027,8 @@ class TestFailureOn:
     @pytest.mark.parametrize(
         "error", [KeyboardInterrupt(), SystemExit(), GeneratorExit(), BaseException()], ids=repr
     )
-    def test_only_exceptions_count(self, error: BaseException) -> None:
-        """What is no `Exception` never counts, and no predicate is asked about it."""
+    def test_predicates_are_for_exceptions(self, error: BaseException) -> None:
+        """A predicate is not called for what is no `Exception`, which does not count."""
         asked: list[Exception] = []
 
         def counts(error: Exception) -> bool:
@@ -908,6 +1041,29 @@ class TestFailureOn:
 
         assert breaker.state is State.CLOSED
         assert asked == []
+
+    @pytest.mark.parametrize("failure_on", [Exception, (Exception, OwnTimeout), OwnTimeout])
+    def test_base_exceptions(self, failure_on: FailureOn) -> None:
+        """An exception that is no `Exception` counts if its own type is named."""
+        breaker = with_filter(failure_on)
+
+        fail(breaker, OwnTimeout())
+
+        assert breaker.state is (State.CLOSED if failure_on is Exception else State.OPEN)
+
+    def test_predicate_is_asynchronous(self, caplog: pytest.LogCaptureFixture) -> None:
+        """A predicate that returns a coroutine is logged, and the exception counts."""
+
+        async def answer() -> bool:
+            return False
+
+        breaker = with_filter(lambda _: answer())
+
+        fail(breaker, ConnectionError())
+        gc.collect()  # a coroutine that was never closed would warn here
+
+        assert breaker.state is State.OPEN
+        assert caplog.records[0].getMessage().startswith("failure_on raised TypeError at ")
 
     def test_predicate_raises(self, caplog: pytest.LogCaptureFixture) -> None:
         """A predicate that raises is logged, and the exception counts."""
@@ -924,16 +1080,16 @@ class TestFailureOn:
         assert caplog.records[0].levelno == logging.ERROR
 
     @pytest.mark.parametrize("error", [AttemptTimeoutError("model", 1.0), EmptyStreamError()])
-    def test_own_verdicts(self, error: Exception) -> None:
-        """Types always include the library's own verdicts on a silent provider."""
+    def test_own_errors(self, error: Exception) -> None:
+        """Types always include the library's own errors for a silent provider."""
         breaker = with_filter(ConnectionError)
 
         fail(breaker, error)
 
         assert breaker.state is State.OPEN
 
-    def test_predicate_decides_on_own_verdicts(self) -> None:
-        """A predicate is asked about the library's own verdicts like about anything else."""
+    def test_predicate_decides_on_own_errors(self) -> None:
+        """A predicate is called for the library's own errors like for any others."""
         breaker = with_filter(lambda error: not isinstance(error, EmptyStreamError))
 
         fail(breaker, EmptyStreamError())
@@ -952,12 +1108,14 @@ class TestFailureOn:
 
 
 class TestRetryAfter:
-    """`retry_after`: the provider's own word on how long to stay away."""
+    """`retry_after`: the delay that the provider asks for."""
 
     @pytest.mark.parametrize(
         ("wait", "stay"),
         [
             (25, 25),
+            (timedelta(seconds=25), 25),
+            (timedelta(days=-1), RESET_TIMEOUT),
             (RESET_TIMEOUT, RESET_TIMEOUT),
             (1.5, RESET_TIMEOUT),
             (0, RESET_TIMEOUT),
@@ -966,8 +1124,8 @@ class TestRetryAfter:
             (-math.inf, RESET_TIMEOUT),
         ],
     )
-    def test_number(self, clock: ManualClock, wait: float, stay: float) -> None:
-        """A number opens the breaker at once, for so long but never less than `reset_timeout`."""
+    def test_number(self, clock: ManualClock, wait: float | timedelta, stay: float) -> None:
+        """A number or `timedelta` opens the breaker at once, for at least `reset_timeout`."""
         breaker = with_hook(clock, lambda _: wait)
 
         fail(breaker, ConnectionError())
@@ -990,9 +1148,12 @@ class TestRetryAfter:
 
         assert breaker.state is State.OPEN
 
-    def test_none(self, clock: ManualClock) -> None:
-        """None means the ordinary rules."""
-        breaker = with_hook(clock, lambda _: None)
+    @pytest.mark.parametrize("answer", [None, False, True])
+    def test_none(
+        self, clock: ManualClock, caplog: pytest.LogCaptureFixture, *, answer: bool | None
+    ) -> None:
+        """None means the ordinary rules, and so does a bool, which is no number."""
+        breaker = with_hook(clock, lambda _: answer)
         states = []
 
         for _ in range(3):
@@ -1001,6 +1162,7 @@ class TestRetryAfter:
 
         assert states == [State.CLOSED] * 3
         assert breaker.state is State.OPEN
+        assert [record.levelno for record in caplog.records] == [logging.WARNING]
         clock.advance(RESET_TIMEOUT)
         assert is_admitted(breaker)
 
@@ -1020,7 +1182,7 @@ class TestRetryAfter:
         assert breaker.state is State.HALF_OPEN
 
     def test_next_period_is_ordinary(self, clock: ManualClock) -> None:
-        """The provider's word holds for one period only."""
+        """The delay holds for one open period only."""
         waits = iter([60.0, None])
         breaker = with_hook(clock, lambda _: next(waits))
         fail(breaker, ConnectionError())
@@ -1032,7 +1194,7 @@ class TestRetryAfter:
         assert breaker.state is State.HALF_OPEN
 
     def test_asked_about_counted_exceptions(self, clock: ManualClock) -> None:
-        """The hook is asked about exceptions that count, and about no others."""
+        """The hook is called for exceptions that count, and for no others."""
         asked: list[Exception] = []
         breaker = CircuitBreaker(
             CircuitBreakerConfig(failure_on=ConnectionError, retry_after=asked.append, clock=clock)
@@ -1049,7 +1211,7 @@ class TestRetryAfter:
     def test_no_number(
         self, clock: ManualClock, caplog: pytest.LogCaptureFixture, answer: float
     ) -> None:
-        """An answer that is no number is logged and taken as None."""
+        """A result that is no number is logged and treated as None."""
         breaker = with_hook(clock, lambda _: answer)
 
         fail(breaker, ConnectionError())
@@ -1058,7 +1220,7 @@ class TestRetryAfter:
         assert [record.levelno for record in caplog.records] == [logging.ERROR]
 
     def test_raises(self, clock: ManualClock, caplog: pytest.LogCaptureFixture) -> None:
-        """A hook that raises is logged and taken as None."""
+        """A hook that raises is logged and treated as if it had returned None."""
 
         def broken(error: Exception) -> float:
             raise RuntimeError(error)
@@ -1081,7 +1243,7 @@ class TestClock:
 
     @pytest.mark.parametrize("start", [-1e6, 0.0, 1e9])
     def test_any_origin(self, start: float) -> None:
-        """Only differences of time matter."""
+        """Only differences between times matter."""
         clock = ManualClock(start)
         breaker = CircuitBreaker(
             CircuitBreakerConfig(max_failures=1, reset_timeout=timedelta(minutes=1), clock=clock)
@@ -1095,7 +1257,7 @@ class TestClock:
         assert breaker.state is State.HALF_OPEN
 
     def test_raises(self, clock: ManualClock) -> None:
-        """A clock that raises costs no slot."""
+        """A clock that raises takes no slot."""
         broken: list[Exception] = []
 
         def read() -> float:

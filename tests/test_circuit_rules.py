@@ -1,4 +1,4 @@
-"""The rules for breakers that are broken easily: locks, late results, lost slots, order, time."""
+"""Rules of the breaker: locks, late results, lost slots, order of events, time."""
 
 import contextlib
 import gc
@@ -86,7 +86,7 @@ def trip(breaker: CircuitBreaker) -> None:
 
 
 def count_free_slots(breaker: CircuitBreaker) -> int:
-    """Tell how many calls are admitted at the same time, of which none is any evidence."""
+    """Tell how many calls are admitted at the same time; none of them is recorded."""
     free = 0
     with contextlib.suppress(KeyboardInterrupt, CircuitOpenError), contextlib.ExitStack() as stack:
         while free < 100:
@@ -124,7 +124,7 @@ def due(config: CircuitBreakerConfig, clock: ManualClock) -> CircuitBreaker:
 
 
 class Foreign:
-    """Foreign code in one place of a breaker, which needs the breaker in another thread."""
+    """Foreign code in one place of a breaker, which uses the breaker in another thread."""
 
     def __init__(self, place: str) -> None:
         """Do nothing yet, in one of the places."""
@@ -265,9 +265,9 @@ class TestLock:
     def test_healthy_path_takes_no_lock(
         self, config: CircuitBreakerConfig, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A closed breaker with a count of 0 admits calls and hears of success without a lock."""
+        """A closed breaker with a count of 0 admits calls and records successes without a lock."""
         lock = threading.RLock()
-        monkeypatch.setattr("resilience._circuit.RLock", lambda: lock)
+        monkeypatch.setattr("resilience._breaker.events.RLock", lambda: lock)
         breaker = CircuitBreaker(config)
 
         def use() -> State:
@@ -280,18 +280,28 @@ class TestLock:
             elsewhere(use)
 
 
+LATE_RESULTS = {
+    "success": None,
+    "failure": ConnectionError(),
+    "retry after": TimeoutError(),
+    "uncounted": ValueError(),
+    "interruption": KeyboardInterrupt(),
+}
+
+
 class TestLateResults:
     """A result belongs to the period that admitted the call."""
 
     @pytest.mark.parametrize("admitted", ["closed", "half-open"])
-    @pytest.mark.parametrize(
-        "since", ["opened", "probing", "half probed", "closed", "reset", "isolated"]
-    )
     @pytest.mark.parametrize("first", [succeed, fail], ids=["succeed", "fail"])
     @pytest.mark.parametrize(
-        "result",
-        [None, ConnectionError(), TimeoutError(), ValueError(), KeyboardInterrupt()],
-        ids=["success", "failure", "retry after", "uncounted", "interruption"],
+        ("since", "result"),
+        [
+            pytest.param(since, result, id=f"{since}-{name}")
+            for since in ("opened", "probing", "half probed", "closed", "reset", "isolated")
+            for name, result in LATE_RESULTS.items()
+            if (since, name) != ("opened", "retry after")  # this one lengthens the period
+        ],
     )
     def test_changes_nothing(
         self,
@@ -300,20 +310,36 @@ class TestLateResults:
         first: Callable[[CircuitBreaker], None],
         result: BaseException | None,
     ) -> None:
-        """A breaker that hears a late result goes on like one that does not."""
-        heard, unheard = Life(admitted, since), Life(admitted, since)
+        """A breaker goes on after a late result as it does without it."""
+        one, other = Life(admitted, since), Life(admitted, since)
 
-        heard.end_late_call(result)
+        one.end_late_call(result)
 
-        assert heard.go_on(first) == unheard.go_on(first)
-        assert heard.changes == unheard.changes
+        assert one.go_on(first) == other.go_on(first)
+        assert one.changes == other.changes
+
+    @pytest.mark.parametrize("admitted", ["closed", "half-open"])
+    def test_longer_delay(self, admitted: str) -> None:
+        """A longer delay that a late failure brings lengthens the present open period."""
+        life = Life(admitted, "opened")
+        changes = len(life.changes)
+
+        life.end_late_call(TimeoutError())
+        waits = [refusal(life.breaker)]
+        life.clock.advance(59.0)
+        waits.append(refusal(life.breaker))
+        life.clock.advance(1.0)
+
+        assert waits == [60.0, 1.0]
+        assert len(life.changes) == changes
+        assert count_free_slots(life.breaker) == 2
 
 
 class Life:
-    """A breaker that has moved on since it admitted a call, which is still under way."""
+    """A breaker that has changed its state since it admitted a call, which is still under way."""
 
     def __init__(self, admitted: str, since: str) -> None:
-        """Admit a call in one state, and move on to another."""
+        """Admit a call in one state, and go on to another."""
         self.clock = ManualClock()
         self.changes: list[tuple[State, State]] = []
         self.breaker = CircuitBreaker(
@@ -368,7 +394,7 @@ class Life:
             assert not self._late.__exit__(type(error), error, None)
 
     def go_on(self, first: Callable[[CircuitBreaker], None]) -> list[object]:
-        """Use the breaker, and tell all that can be seen."""
+        """Use the breaker, and return all that can be observed."""
         seen: list[object] = [self.breaker.state]
         for use in (first, fail, succeed, succeed, fail, fail):
             try:
@@ -409,12 +435,20 @@ def call(breaker: CircuitBreaker, way: str, error: BaseException) -> None:
 
 
 class TestSlots:
-    """A probe slot always comes back."""
+    """A probe slot is always released."""
 
-    @pytest.mark.parametrize("error", INTERRUPTIONS, ids=repr)
-    @pytest.mark.parametrize("way", ["execute", "guard", "function", "generator function"])
+    @pytest.mark.parametrize(
+        ("way", "error"),
+        [
+            pytest.param(way, error, id=f"{way}-{error!r}")
+            for way in ("execute", "guard", "function", "generator function")
+            for error in INTERRUPTIONS
+            # This one is also what a generator that is left after an item gets: a success.
+            if way != "generator function" or not isinstance(error, GeneratorExit)
+        ],
+    )
     def test_probe(self, due: CircuitBreaker, error: BaseException, way: str) -> None:
-        """A probe that is neither a success nor a failure gives its slot back."""
+        """A probe that is neither a success nor a failure releases its slot."""
         for _ in range(5):
             with pytest.raises(type(error)):
                 call(due, way, error)
@@ -424,7 +458,7 @@ class TestSlots:
 
     @pytest.mark.parametrize("error", INTERRUPTIONS, ids=repr)
     def test_successes_stay(self, due: CircuitBreaker, error: BaseException) -> None:
-        """A slot that comes back leaves the successes of other probes as they are."""
+        """A slot that is released leaves the successes of other probes as they are."""
         succeed(due)
         fail(due, error)
         before = due.state
@@ -436,7 +470,7 @@ class TestSlots:
 
     @pytest.mark.parametrize("error", INTERRUPTIONS, ids=repr)
     def test_count_stays(self, config: CircuitBreakerConfig, error: BaseException) -> None:
-        """Closed, the count is left as it is."""
+        """In a closed breaker the count stays as it is."""
         breaker = CircuitBreaker(config)
         fail(breaker)
         fail(breaker, error)
@@ -448,14 +482,14 @@ class TestSlots:
         assert breaker.state is State.OPEN
 
     def test_cancelled_stream(self, config: CircuitBreakerConfig, clock: ManualClock) -> None:
-        """A stream that is given up before its first item gives its slot back."""
+        """A stream that is closed before its first item releases its slot."""
         group = FallbackGroup("any", "model", FallbackConfig(circuit_breaker=config))
         breaker = group.breakers["model"]
         trip(breaker)
         clock.advance(RESET_TIMEOUT)
 
         for _ in range(5):
-            group.stream(iter, commit="first-next").close()
+            group.stream(iter, lazy=True).close()
 
         assert count_free_slots(breaker) == 2
 
@@ -463,7 +497,7 @@ class TestSlots:
     def test_interrupted_hook(
         self, config: CircuitBreakerConfig, clock: ManualClock, place: str
     ) -> None:
-        """A hook that is interrupted costs no slot."""
+        """A hook that is interrupted takes no slot."""
 
         def counts(error: Exception) -> bool:
             if place == "failure_on" and isinstance(error, TimeoutError):
@@ -485,7 +519,7 @@ class TestSlots:
         assert count_free_slots(breaker) == 2
 
     def test_interrupted_listener(self, config: CircuitBreakerConfig, clock: ManualClock) -> None:
-        """A listener that is interrupted while a probe is admitted costs no slot."""
+        """A listener that is interrupted while a probe is admitted takes no slot."""
 
         def listen(change: StateChange) -> None:
             if change.new is State.HALF_OPEN:
@@ -502,23 +536,23 @@ class TestSlots:
 
 
 class TestForgottenProbes:
-    """A probe that nobody holds any more gives its slot back."""
+    """A probe to which no reference is left releases its slot."""
 
     def test_dropped(self, due: CircuitBreaker) -> None:
-        """Nobody need settle it."""
+        """A permit that is dropped without an outcome releases its slot."""
         for _ in range(5):
-            assert due.try_acquire() is not None
+            assert due._try_acquire() is not None
 
         assert count_free_slots(due) == 2
 
     def test_settled_twice(self, due: CircuitBreaker) -> None:
-        """Its first result counts, and no slot comes back twice."""
-        probe = due.acquire()
+        """Only its first outcome is recorded, and no slot is released twice."""
+        probe = due._acquire()
 
-        due.released(probe)
-        due.released(probe)
-        due.succeeded(probe)
-        due.failed(probe, ConnectionError())
+        due._release(probe)
+        due._release(probe)
+        due._record_success(probe)
+        due._record_failure(probe, ConnectionError())
         del probe
 
         assert count_free_slots(due) == 2
@@ -526,11 +560,12 @@ class TestForgottenProbes:
     @pytest.mark.parametrize(
         ("way", "work"),
         [
-            ("succeeded", str),
-            ("_move_locked", str),
-            ("failed", refuse),
-            ("_count_locked", refuse),
-            ("_move_locked", refuse),
+            ("_record_success", str),
+            ("_record_success_locked", str),
+            ("_transition_locked", str),
+            ("_record_failure", refuse),
+            ("_record_failure_locked", refuse),
+            ("_transition_locked", refuse),
         ],
     )
     def test_interrupted_while_it_is_settled(
@@ -540,7 +575,7 @@ class TestForgottenProbes:
         way: str,
         work: Callable[[], object],
     ) -> None:
-        """An interruption before the result was counted gives the slot back."""
+        """An interruption before the outcome is recorded releases the slot."""
         due.execute(str)  # the next success would close it
 
         def interrupt(*_: object) -> NoReturn:
@@ -555,10 +590,10 @@ class TestForgottenProbes:
 
 
 class TestHungProbes:
-    """A hung probe cannot wedge the breaker."""
+    """A hung probe cannot block the breaker."""
 
     def test_one_more(self, due: CircuitBreaker, clock: ManualClock) -> None:
-        """All slots taken, one more probe is admitted after each further `reset_timeout`."""
+        """With all slots taken, one more probe is admitted after each further `reset_timeout`."""
         hang(due)
         clock.advance(3)
         hang(due)
@@ -585,7 +620,7 @@ class TestHungProbes:
         assert states == [State.HALF_OPEN, State.CLOSED]
 
     def test_one_of_several_hangs(self, due: CircuitBreaker, clock: ManualClock) -> None:
-        """What has succeeded beside the hung probe counts."""
+        """The successes of the other probes count."""
         hang(due)
         succeed(due)
         clock.advance(RESET_TIMEOUT)
@@ -595,7 +630,7 @@ class TestHungProbes:
         assert due.state is State.CLOSED
 
     def test_results_do_not_prolong(self, due: CircuitBreaker, clock: ManualClock) -> None:
-        """The time runs from the last admission, whatever was heard of probes since."""
+        """The time runs from the last admission, whatever outcomes are recorded since."""
         hang(due)
         slow = hang(due)
         clock.advance(RESET_TIMEOUT - 1)
@@ -608,7 +643,7 @@ class TestHungProbes:
         assert (before, after) == (0, 1)
 
     def test_old_success_counts(self, due: CircuitBreaker, clock: ManualClock) -> None:
-        """A late success of an older probe counts while the period stands."""
+        """A late success of an older probe counts in the same half-open period."""
         old = [hang(due), hang(due)]
         clock.advance(RESET_TIMEOUT)
         hang(due)
@@ -619,7 +654,7 @@ class TestHungProbes:
         assert due.state is State.CLOSED
 
     def test_old_failure_counts(self, due: CircuitBreaker, clock: ManualClock) -> None:
-        """A late failure of an older probe opens the breaker while the period stands."""
+        """A late failure of an older probe opens the breaker in the same half-open period."""
         old = [hang(due), hang(due)]
         clock.advance(RESET_TIMEOUT)
         succeed(due)
@@ -639,20 +674,20 @@ class TestHungProbes:
 
         assert count_free_slots(breaker) == 1
 
-    def test_a_slow_thread_prolongs_nothing(
+    def test_a_slow_thread_lengthens_nothing(
         self, config: CircuitBreakerConfig, clock: ManualClock
     ) -> None:
-        """A thread that reads the time and then is slow makes the last admission no earlier."""
+        """A thread that is slow after reading the time does not move the last admission back."""
         times = iter([clock(), clock() + 100.0, clock() + 99.0 - RESET_TIMEOUT, clock() + 101.0])
         breaker = CircuitBreaker(replace(config, max_failures=1, clock=lambda: next(times)))
         fail(breaker)
 
-        probes = [breaker.try_acquire() for _ in range(3)]
+        probes = [breaker._try_acquire() for _ in range(3)]
 
         assert [probe is not None for probe in probes] == [True, True, False]
 
-    def test_given_back_is_free_at_once(self, due: CircuitBreaker) -> None:
-        """A slot that came back needs no waiting."""
+    def test_a_released_slot_is_free_at_once(self, due: CircuitBreaker) -> None:
+        """A slot that was released can be used at once."""
         hang(due)
         for _ in range(3):
             fail(due, KeyboardInterrupt())
@@ -667,19 +702,19 @@ def hang(breaker: CircuitBreaker) -> AbstractContextManager[None]:
     """Begin a call that does not end, unless its guard is left."""
     guard = breaker.guard()
     guard.__enter__()
-    HELD.append(guard)  # a guard that is dropped gives its slot back
+    HELD.append(guard)  # a guard that is dropped releases its slot
     return guard
 
 
 @pytest.fixture(autouse=True)
-def _let_go() -> Iterator[None]:
-    """End the calls that hang when their test is over."""
+def _release_all() -> Iterator[None]:
+    """End the calls that hang at the end of their test."""
     yield
     HELD.clear()
 
 
 def refusal(breaker: CircuitBreaker) -> float | None:
-    """Make a call that is refused, and return the wait that it is told."""
+    """Make a call that is rejected, and return the error's `retry_after`."""
     with pytest.raises(CircuitOpenError) as raised:
         breaker.execute(pytest.fail, "admitted")
     return raised.value.retry_after
@@ -741,7 +776,7 @@ class TestNumberOfProbes:
 
 
 def rush(breaker: CircuitBreaker) -> int:
-    """Begin calls in many threads at once, of which none ends, and tell how many were admitted."""
+    """Begin calls that do not end in many threads at once, and count those that were admitted."""
 
     def begin() -> bool:
         try:
@@ -757,15 +792,15 @@ class TestEvents:
     """Events are delivered in order, one at a time, outside the lock."""
 
     def test_from_many_threads(self, config: CircuitBreakerConfig) -> None:
-        """Changes by many threads are told in order, and one at a time."""
+        """Changes by many threads are reported in order, and one at a time."""
         changes: list[StateChange] = []
         overlaps: list[StateChange] = []
-        is_telling = threading.Lock()
+        is_reporting = threading.Lock()
 
         def listen(change: StateChange) -> None:
-            if is_telling.acquire(blocking=False):
+            if is_reporting.acquire(blocking=False):
                 changes.append(change)
-                is_telling.release()
+                is_reporting.release()
             else:
                 overlaps.append(change)
 
@@ -784,7 +819,7 @@ class TestEvents:
         assert changes[-1].new is State.CLOSED
 
     def test_none_is_lost(self, config: CircuitBreakerConfig) -> None:
-        """A change that happens while another one is told is told next, by the same thread."""
+        """A change during the report of another one is reported next, by the same thread."""
         changes: list[tuple[State, threading.Thread]] = []
 
         def listen(change: StateChange) -> None:
@@ -799,20 +834,20 @@ class TestEvents:
         assert changes == [(State.OPEN, here), (State.CLOSED, here)]
 
     def test_listener_uses_the_breaker(self, config: CircuitBreakerConfig) -> None:
-        """A change that a listener causes is told after the present one."""
-        told: list[tuple[str, State]] = []
+        """A change that a listener causes is reported after the present one."""
+        reported: list[tuple[str, State]] = []
 
         def listen(change: StateChange) -> None:
-            told.append(("begin", change.new))
+            reported.append(("begin", change.new))
             if change.new is State.OPEN:
                 breaker.reset()
                 succeed(breaker)
-            told.append(("end", change.new))
+            reported.append(("end", change.new))
 
         breaker = CircuitBreaker(replace(config, on_state_change=listen))
         breaker.isolate()
 
-        assert told == [
+        assert reported == [
             ("begin", State.OPEN),
             ("end", State.OPEN),
             ("begin", State.CLOSED),
@@ -820,7 +855,7 @@ class TestEvents:
         ]
 
     def test_listener_sees_the_change(self, config: CircuitBreakerConfig) -> None:
-        """A change is told when it has become true."""
+        """A change is reported after it has been made."""
         states: list[State] = []
         breaker = CircuitBreaker(
             replace(config, on_state_change=lambda _: states.append(breaker.state))
@@ -856,10 +891,10 @@ class TestEvents:
         assert errors[0].getMessage().startswith("on_state_change raised RuntimeError at ")
 
     def test_log_handler_raises(self, config: CircuitBreakerConfig) -> None:
-        """A log handler that raises does not keep the listener from being told."""
-        told: list[State] = []
+        """The listener is called even if a log handler raises."""
+        reported: list[State] = []
         breaker = CircuitBreaker(
-            replace(config, on_state_change=lambda change: told.append(change.new))
+            replace(config, on_state_change=lambda change: reported.append(change.new))
         )
 
         class Broken(logging.Handler):
@@ -875,11 +910,11 @@ class TestEvents:
         finally:
             logger.removeHandler(handler)
 
-        assert told == [State.OPEN]
+        assert reported == [State.OPEN]
         assert breaker.state is State.OPEN
 
     def test_listener_is_interrupted(self, config: CircuitBreakerConfig) -> None:
-        """What happened while a listener was interrupted is told all the same."""
+        """A change during a listener that is interrupted is reported all the same."""
         states: list[State] = []
 
         def listen(change: StateChange) -> None:
@@ -922,7 +957,7 @@ class TestTime:
     def test_reads(
         self, config: CircuitBreakerConfig, clock: ManualClock, state: str, action: str, reads: int
     ) -> None:
-        """An admission, a refusal, a failure and a look at the state read it at most once."""
+        """An admission, a rejection, a failure and a look at the state read it at most once."""
         times: list[float] = []
 
         def read() -> float:
@@ -943,7 +978,7 @@ class TestTime:
         assert len(times) == reads
 
     def test_refusal_is_consistent(self, config: CircuitBreakerConfig) -> None:
-        """The wait that a refusal tells is that of the moment of the refusal."""
+        """`retry_after` of a rejection is measured at the time of the rejection."""
         times = iter([0.0, 0.0, 9.0, 1000.0])
         breaker = CircuitBreaker(replace(config, clock=lambda: next(times)))
         fail(breaker)
@@ -954,7 +989,7 @@ class TestTime:
     def test_reopened_while_time_is_read(
         self, config: CircuitBreakerConfig, clock: ManualClock
     ) -> None:
-        """A call that reads the time while the last probe fails is refused."""
+        """A call that reads the time while the last probe fails is rejected."""
         interludes: list[Callable[[], object]] = []
 
         def read() -> float:
@@ -987,8 +1022,8 @@ def act(breaker: CircuitBreaker, action: str) -> None:
             call(breaker, "execute", ConnectionError() if action == "fail" else ValueError())
 
 
-class TestProvidersWord:
-    """If `retry_after(exc)` returns a number, the breaker opens at once and stays so long."""
+class TestRetryAfter:
+    """If `retry_after(exc)` returns a number, the breaker opens at once, for at least so long."""
 
     def test_number(self, config: CircuitBreakerConfig, clock: ManualClock) -> None:
         """One failure with a number opens it, at least for that time."""
@@ -1001,22 +1036,40 @@ class TestProvidersWord:
         assert before is State.OPEN
         assert breaker.state is State.HALF_OPEN
 
-    def test_late(self, config: CircuitBreakerConfig, clock: ManualClock) -> None:
-        """The word of a call that ends when the breaker is open already changes nothing."""
+    @pytest.mark.parametrize(("delay", "wait"), [(60.0, 60.0), (9.0, 9.0), (5.0, 8.0), (-1, 8.0)])
+    def test_late(
+        self, config: CircuitBreakerConfig, clock: ManualClock, delay: float, wait: float
+    ) -> None:
+        """A later failure makes an open period longer, never shorter, and keeps its reason."""
+        breaker = CircuitBreaker(
+            replace(config, retry_after=lambda error: delay if error.args else None)
+        )
+        late = hang(breaker)
+        trip(breaker)
+        clock.advance(2.0)
+
+        late.__exit__(ConnectionError, ConnectionError(429), None)
+        with pytest.raises(CircuitOpenError) as raised:
+            breaker.execute(pytest.fail, "admitted")
+
+        assert raised.value.retry_after == wait
+        assert raised.value.reason == "ConnectionError"
+
+    def test_late_uncounted(self, config: CircuitBreakerConfig) -> None:
+        """An exception that does not count lengthens nothing."""
         breaker = CircuitBreaker(
             replace(config, retry_after=lambda error: 60.0 if error.args else None)
         )
         late = hang(breaker)
         trip(breaker)
 
-        late.__exit__(ConnectionError, ConnectionError(429), None)
-        clock.advance(RESET_TIMEOUT)
+        late.__exit__(ValueError, ValueError("not among failure_on"), None)
 
-        assert breaker.state is State.HALF_OPEN
+        assert refusal(breaker) == RESET_TIMEOUT
 
 
 def drop_in_cycle(group: FallbackGroup[str]) -> None:
-    """Open a stream, and drop it where only a garbage collection finds it."""
+    """Open a stream, and drop it in a cycle of references."""
     ring: list[object] = [group.stream(iter)]
     ring.append(ring)
 
@@ -1024,12 +1077,12 @@ def drop_in_cycle(group: FallbackGroup[str]) -> None:
 class DroppedStream:
     """A probe that is a stream in a reference cycle, which is collected under the breaker's lock.
 
-    The lock is held while a change of state is made, so there the collection strikes: when a call
+    The lock is held while a change of state is made, so the collection runs there: when a call
     from before the opening fails, too late to change anything itself.
     """
 
     def __init__(self, config: CircuitBreakerConfig, clock: ManualClock) -> None:
-        """Let the probe be under way, and nobody hold it."""
+        """Start the probe, and drop it."""
         self.changes: list[StateChange] = []
         self.errors: list[AssertionError] = []
         self.on_closed: Callable[[], object] = lambda: None
@@ -1068,13 +1121,13 @@ def dropped(
 
     gc.disable()
     stream = DroppedStream(config, clock)
-    monkeypatch.setattr("resilience._circuit.StateChange", collect)
+    monkeypatch.setattr("resilience._breaker.breaker.StateChange", collect)
     yield stream
     gc.enable()
 
 
 class TestCollection:
-    """A garbage collection may strike while the lock is held, and end a stream of the breaker."""
+    """A garbage collection may run while the lock is held, and end a stream of the breaker."""
 
     def test_stream_ends(self, dropped: DroppedStream) -> None:
         """The stream that is collected has succeeded, and nothing is blocked."""
@@ -1091,7 +1144,7 @@ class TestCollection:
         ]
 
     def test_lock_is_free(self, dropped: DroppedStream) -> None:
-        """The change that the end of the stream causes is not told under the lock either."""
+        """The change that the end of the stream causes is not reported under the lock either."""
         dropped.on_closed = lambda: elsewhere(dropped.breaker.reset)
 
         dropped.end_late_call()

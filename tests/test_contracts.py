@@ -1,17 +1,19 @@
-"""The contracts: values that cannot change, and protocols that need no inheritance."""
+"""The contracts: immutable values, and protocols that need no inheritance."""
 
 import copy
 import inspect
 import pickle
 import typing
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import MISSING, FrozenInstanceError, fields, is_dataclass
 from itertools import pairwise
 from types import ModuleType
+from typing import Any
 
 import pytest
 
-from resilience import LLMFallback, STTFallback, TTSFallback, llm, stt, tts
+from resilience import CircuitBreaker, LLMFallback, STTFallback, TTSFallback, llm, stt, tts
+from resilience.testing import FakeLLM, FakeSTT, FakeTTS
 
 CALL = llm.ToolCall(id="call-1", name="weather", arguments='{"city": "Oslo"}')
 MESSAGE = llm.Message(role="user", content="Is it raining?")
@@ -57,13 +59,13 @@ def name_of(item: object) -> str:
 
 
 def arguments(value: object) -> dict[str, object]:
-    """Return the fields of a value by name, and refuse what has none."""
+    """Return the fields of a value by name."""
     assert is_dataclass(value)
     return {field.name: getattr(value, field.name) for field in fields(value)}
 
 
 @pytest.mark.parametrize("module", [llm, stt, tts], ids=lambda module: module.__name__)
-def test_these_tests_know_every_class(module: ModuleType) -> None:
+def test_every_class_is_tested(module: ModuleType) -> None:
     """Each public class is one of the values or one of the protocols of this test."""
     known = {type(value) for value in VALUES} | set(PROTOCOLS)
 
@@ -85,7 +87,7 @@ def test_a_value_cannot_change(value: object) -> None:
 
 @pytest.mark.parametrize("value", VALUES, ids=name_of)
 def test_a_value_has_slots(value: object) -> None:
-    """A value has no dictionary, so that nothing can be added and it stays small."""
+    """A value has no dictionary, so no attribute can be added."""
     assert not hasattr(value, "__dict__")
     assert "__slots__" in vars(type(value))
 
@@ -101,14 +103,14 @@ def test_a_value_takes_keywords_only(value: object) -> None:
 
 
 @pytest.mark.parametrize("value", VALUES, ids=name_of)
-def test_a_value_is_not_to_be_derived_from(value: object) -> None:
-    """The class of a value is marked as final."""
+def test_a_value_is_final(value: object) -> None:
+    """The class of a value is final."""
     assert getattr(type(value), "__final__", False)
 
 
 @pytest.mark.parametrize("value", VALUES, ids=name_of)
 def test_a_value_survives_copying(value: object) -> None:
-    """A value that was pickled or copied equals the first, and says so in its text."""
+    """A value that was pickled or copied equals the first, and has the same `repr`."""
     for twin in (copy.copy(value), copy.deepcopy(value), pickle.loads(pickle.dumps(value))):  # noqa: S301
         assert twin == value
         assert repr(twin) == repr(value)
@@ -120,7 +122,7 @@ def test_a_value_survives_copying(value: object) -> None:
     ids=name_of,
 )
 def test_a_value_can_be_a_key(value: object) -> None:
-    """A value holds nothing that can change, except for a tool's JSON schema."""
+    """A value is hashable, except for one with a JSON schema."""
     assert {value: 1}[copy.deepcopy(value)] == 1
 
 
@@ -180,13 +182,13 @@ def test_a_value_can_be_a_key(value: object) -> None:
     ids=name_of,
 )
 def test_a_value_has_defaults(value: object, content: dict[str, object]) -> None:
-    """What need not be given stands for nothing, or for what is usual."""
+    """Optional fields have these defaults."""
     assert arguments(value) == content
 
 
 @pytest.mark.parametrize("value", VALUES, ids=name_of)
-def test_a_value_asks_for_what_has_no_default(value: object) -> None:
-    """A value is not made without a field that has no default."""
+def test_a_value_needs_what_has_no_default(value: object) -> None:
+    """A value cannot be made without a field that has no default."""
     class_: type[object] = type(value)
     assert is_dataclass(value)
     needed = [
@@ -203,7 +205,7 @@ def test_a_value_asks_for_what_has_no_default(value: object) -> None:
 
 
 def test_tools_share_no_schema() -> None:
-    """Two tools without parameters do not share the mapping that says so."""
+    """Two tools without parameters do not share an empty mapping."""
     one, other = llm.ToolDefinition(name="one"), llm.ToolDefinition(name="other")
 
     assert one.parameters is not other.parameters
@@ -215,7 +217,7 @@ def test_total_tokens_are_those_of_request_and_answer() -> None:
 
 
 def test_roles() -> None:
-    """A message is the system's, the user's, the assistant's or a tool's."""
+    """The roles of a message are system, user, assistant and tool."""
     assert typing.get_args(llm.Role) == ("system", "user", "assistant", "tool")
 
 
@@ -254,13 +256,13 @@ def test_a_provider_without_a_method_cannot_be_made(protocol: type[object], miss
 
 @pytest.mark.parametrize("protocol", PROTOCOLS, ids=name_of)
 def test_a_protocol_is_for_type_checkers(protocol: type[object]) -> None:
-    """Nobody can ask at run time whether an object fulfils a protocol, and get half an answer."""
+    """`isinstance` with a protocol raises `TypeError`."""
     with pytest.raises(TypeError, match="runtime_checkable"):
         isinstance(object(), protocol)
 
 
 class Duck:
-    """A model, a recogniser with its session, and a synthesiser, which inherits from nothing."""
+    """A model, recogniser and synthesiser in one, which inherits from nothing."""
 
     def complete(self, request: llm.CompletionRequest) -> llm.CompletionResponse:
         """Repeat the last message."""
@@ -275,7 +277,7 @@ class Duck:
         return len(messages)
 
     def capabilities(self) -> llm.ModelCapabilities:
-        """Promise little."""
+        """Return small capabilities."""
         return llm.ModelCapabilities(context_window=1)
 
     def start_stream(self, config: stt.StreamConfig) -> stt.SessionHandle:
@@ -283,11 +285,11 @@ class Duck:
         return DuckSession(config.language or "")
 
     def synthesize_stream(self, text: Iterable[str], voice: tts.VoiceProfile) -> list[bytes]:
-        """Speak in bytes."""
+        """Return the text as audio."""
         return [voice.id.encode(), *(fragment.encode() for fragment in text)]
 
     def list_voices(self) -> list[tts.VoiceProfile]:
-        """Have one voice."""
+        """Return one voice."""
         return [VOICE]
 
     def clone_voice(self, samples: Sequence[bytes]) -> tts.VoiceProfile:
@@ -299,25 +301,25 @@ class DuckSession:
     """A session, which inherits from nothing."""
 
     def __init__(self, text: str) -> None:
-        """Hear the same whatever is sent."""
+        """Return the same text for any audio."""
         self._text = text
 
     def send_audio(self, audio: bytes) -> None:
-        """Take the audio."""
+        """Ignore the audio."""
 
     def partials(self) -> list[stt.Transcript]:
-        """Have understood nothing yet."""
+        """Return no transcript."""
         return []
 
     def finals(self) -> tuple[stt.Transcript, ...]:
-        """Have understood one thing."""
+        """Return one transcript."""
         return (stt.Transcript(text=self._text, is_final=True),)
 
     def set_keywords(self, keywords: Sequence[stt.Keyword]) -> None:
-        """Take the keywords."""
+        """Ignore the keywords."""
 
     def close(self) -> None:
-        """Hold nothing."""
+        """Do nothing."""
 
 
 def test_a_model_need_not_inherit() -> None:
@@ -355,7 +357,59 @@ def test_a_synthesiser_need_not_inherit() -> None:
     assert synthesiser.clone_voice([b"new"]).id == "new"
 
 
-# ---- what readers and tools are told
+class Client:
+    """A client of a vendor, which a user passes by mistake instead of a provider."""
+
+    def __repr__(self) -> str:
+        """Return a short text."""
+        return "Client()"
+
+
+@pytest.mark.parametrize(
+    ("adapter", "provider", "methods"),
+    [
+        (LLMFallback, FakeLLM, r"complete and stream_completion\(\)"),
+        (STTFallback, FakeSTT, r"start_stream\(\)"),
+        (TTSFallback, FakeTTS, r"synthesize_stream\(\)"),
+    ],
+)
+def test_an_adapter_checks_its_providers(
+    adapter: Callable[[object, str], Any], provider: Callable[[], object], methods: str
+) -> None:
+    """A provider without the methods that serve is refused, and named with them."""
+    with pytest.raises(TypeError, match=rf"primary must have {methods}, got Client\(\)"):
+        adapter(Client(), "client")
+
+    group = adapter(provider(), "0")
+    with pytest.raises(TypeError, match=rf"provider must have {methods}, got Client\(\)"):
+        group.add_fallback("client", Client())
+    assert list(group.breakers) == ["0"]
+
+
+def test_an_adapter_names_only_what_is_missing() -> None:
+    """The error does not name the methods that the provider has."""
+
+    class HalfModel:
+        complete = Duck.complete
+
+    with pytest.raises(TypeError, match=r"primary must have stream_completion\(\), got"):
+        LLMFallback(HalfModel(), "half")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("adapter", "methods"),
+    [(LLMFallback, ("complete", "stream_completion")), (TTSFallback, ("synthesize_stream",))],
+)
+def test_other_methods_are_optional(
+    adapter: Callable[[object, str], Any], methods: tuple[str, ...]
+) -> None:
+    """A provider without the other methods of its contract is accepted."""
+    provider = type("Partial", (), {name: getattr(Duck, name) for name in methods})()
+
+    assert list(adapter(provider, "partial").breakers) == ["partial"]
+
+
+# ---- type hints and docstrings
 
 
 @pytest.mark.parametrize("class_", [*map(type, VALUES), *PROTOCOLS], ids=name_of)
@@ -394,3 +448,33 @@ def test_every_method_is_described(protocol: type[object], name: str) -> None:
     for parameter in list(signature.parameters)[1:]:
         assert f"\n    {parameter}: " in doc
     assert ("\nReturns:\n" in doc) is (signature.return_annotation is not None)
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda: LLMFallback(FakeLLM()), "LLMFallback"),  # type: ignore[call-arg]
+        (lambda: STTFallback(FakeSTT()), "STTFallback"),  # type: ignore[call-arg]
+        (lambda: TTSFallback(FakeTTS()), "TTSFallback"),  # type: ignore[call-arg]
+        (lambda: CircuitBreaker(max_failures=3), "CircuitBreaker"),  # type: ignore[call-arg]
+    ],
+    ids=["LLM", "STT", "TTS", "breaker"],
+)
+def test_wrong_arguments_name_the_public_class(make: Callable[[], object], name: str) -> None:
+    """The error for a wrong call of a constructor names no internal class."""
+    with pytest.raises(TypeError, match=rf"^{name}\.__init__\(\) "):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("adapter", "text"),
+    [
+        (LLMFallback(FakeLLM(), "a"), "<LLMFallback <CircuitBreaker 'a' closed>>"),
+        (STTFallback(FakeSTT(), "b"), "<STTFallback <CircuitBreaker 'b' closed>>"),
+        (TTSFallback(FakeTTS(), "c"), "<TTSFallback <CircuitBreaker 'c' closed>>"),
+    ],
+    ids=["LLM", "STT", "TTS"],
+)
+def test_an_adapter_shows_its_breakers(adapter: object, text: str) -> None:
+    """Its `repr` says in which state each provider is."""
+    assert repr(adapter) == text

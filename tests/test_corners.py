@@ -1,4 +1,4 @@
-"""Corners of the mechanism, in which a small change of the code goes unnoticed elsewhere."""
+"""Details of the mechanism that no other test would notice if they changed."""
 
 import gc
 import threading
@@ -35,7 +35,7 @@ def refuse() -> NoReturn:
 
 
 def call(provider: Callable[[], str]) -> str:
-    """Do what a group is asked to do with a provider."""
+    """Call a provider."""
     return provider()
 
 
@@ -72,7 +72,7 @@ class TestBreaker:
     def test_a_wait_is_never_negative(
         self, config: CircuitBreakerConfig, clock: ManualClock
     ) -> None:
-        """A breaker whose time was over before all others had failed may be asked at once."""
+        """The wait is 0 for a breaker whose `reset_timeout` elapsed while others were tried."""
 
         def refuse_slowly() -> NoReturn:
             clock.advance(60.0)
@@ -93,7 +93,7 @@ class TestBreaker:
         assert skipped.retry_after == raised.value.retry_after == 0.0
 
     @pytest.mark.parametrize("force", ["isolate", "reset"])
-    def test_an_operator_has_the_last_word(
+    def test_an_operator_is_not_overruled(
         self,
         config: CircuitBreakerConfig,
         clock: ManualClock,
@@ -112,10 +112,10 @@ class TestBreaker:
         breaker = group.breakers["0"]
 
         class Garbage:
-            """Holds a probe that ends as soon as the garbage is collected."""
+            """A reference cycle with a probe that ends when it is collected."""
 
             def __init__(self) -> None:
-                """Begin the probe."""
+                """Start the probe."""
                 self.itself = self
                 self.probe = breaker.guard()
                 self.probe.__enter__()
@@ -134,7 +134,7 @@ class TestBreaker:
         gc.disable()
         try:
             Garbage()
-            monkeypatch.setattr("resilience._circuit.StateChange", collect)
+            monkeypatch.setattr("resilience._breaker.breaker.StateChange", collect)
             getattr(breaker, force)()
         finally:
             gc.enable()
@@ -142,7 +142,7 @@ class TestBreaker:
         assert breaker.state is (State.CLOSED if opens else State.OPEN)
 
     def test_a_generator_function_keeps_its_name(self, config: CircuitBreakerConfig) -> None:
-        """A decorated generator function has the name and the text of the one that it guards."""
+        """A decorated generator function has name and docstring of the function."""
 
         @CircuitBreaker(config)
         def words() -> Iterator[str]:
@@ -158,27 +158,25 @@ class TestBreaker:
     [(CircuitBreakerConfig, "reset_timeout"), (FallbackConfig, "attempt_timeout")],
 )
 class TestLongestTime:
-    """A time may be as long as 1e9 seconds."""
+    """A duration may be at most 1e9 seconds."""
 
     def test_it_is_accepted(self, kind: Callable[..., object], field: str) -> None:
-        """The longest time is a time."""
+        """The longest duration is accepted."""
         assert getattr(kind(**{field: 1e9}), field) == 1e9
 
     def test_more_is_refused(self, kind: Callable[..., object], field: str) -> None:
-        """A second more is too long."""
+        """One second more is refused."""
         with pytest.raises(ValueError, match=f"{field} must be at most 1e.09 seconds"):
             kind(**{field: 1e9 + 1})
 
-    def test_infinity_is_refused_for_what_it_is(
-        self, kind: Callable[..., object], field: str
-    ) -> None:
-        """Infinity is refused as not finite, and not as too long."""
+    def test_infinity_is_refused(self, kind: Callable[..., object], field: str) -> None:
+        """The message for infinity is that it is not finite."""
         with pytest.raises(ValueError, match=f"{field} must be finite"):
             kind(**{field: float("inf")})
 
 
 class OneMethodTTS(tts.Provider, ABC):
-    """A synthesiser that can only speak."""
+    """A synthesiser with one method."""
 
     @override
     def list_voices(self) -> Sequence[tts.VoiceProfile]:
@@ -190,10 +188,10 @@ class OneMethodTTS(tts.Provider, ABC):
 
 
 class HungTTS(OneMethodTTS):
-    """A synthesiser whose stream takes its whole time to open, and then hangs."""
+    """A synthesiser whose stream takes all of its time to open, and then hangs."""
 
     def __init__(self, clock: ManualClock, go_on: threading.Event) -> None:
-        """Let time pass on a clock, and hang until an event."""
+        """Advance a clock, and hang until an event."""
         self._clock = clock
         self._go_on = go_on
 
@@ -208,18 +206,18 @@ class HungTTS(OneMethodTTS):
 
 
 class TestTimeLimit:
-    """The limit of an attempt, on a clock that stands still but for what providers do."""
+    """The time limit of an attempt, on a clock that only the providers advance."""
 
     @pytest.fixture
     def waiting(self, monkeypatch: pytest.MonkeyPatch) -> ManualClock:
         """Return the clock by which waiting is measured."""
         clock = ManualClock()
-        monkeypatch.setattr("resilience._run.monotonic", clock)
+        monkeypatch.setattr("resilience._failover.attempts.monotonic", clock)
         return clock
 
     @pytest.fixture
     def go_on(self) -> Iterator[threading.Event]:
-        """Return an event that ends what hangs; at the end it comes in any case."""
+        """Return an event for which hanging code waits, set at the end in any case."""
         event = threading.Event()
         yield event
         event.set()
@@ -227,7 +225,7 @@ class TestTimeLimit:
     def test_opening_and_first_item_share_it(
         self, waiting: ManualClock, go_on: threading.Event
     ) -> None:
-        """The time that the provider's function has taken is not left for its first item."""
+        """The limit covers the provider's function and its first item together."""
 
         def late() -> Iterator[str]:
             go_on.wait(TIMEOUT)
@@ -242,14 +240,14 @@ class TestTimeLimit:
         )
         group.add_fallback("1", lambda: ["in time"])
 
-        stream = group.stream(lambda provider: provider(), commit="first-next")
+        stream = group.stream(lambda provider: provider(), lazy=True)
 
         assert list(stream) == ["in time"]
 
     def test_a_synthesiser_that_does_not_read_has_no_more(
         self, waiting: ManualClock, go_on: threading.Event
     ) -> None:
-        """Only what is spent on waiting for the text is added to a synthesiser's time."""
+        """Only waiting for the text lengthens the limit of a synthesiser."""
         voices = TTSFallback(HungTTS(waiting, go_on), "0", FallbackConfig(attempt_timeout=60.0))
         voices.add_fallback("1", FakeTTS())
 
@@ -258,11 +256,11 @@ class TestTimeLimit:
         assert list(audio) == [b"in time"]
 
 
-class Source(Iterator[str]):
-    """A text of one fragment that is long in coming, and must not be read by two at a time."""
+class SlowText(Iterator[str]):
+    """A text of one late fragment, which two threads must not read at the same time."""
 
     def __init__(self) -> None:
-        """Be read by nobody."""
+        """Start with no reader."""
         self.is_read = threading.Event()
         self.arrives = threading.Event()
         self.has_answered = False
@@ -284,7 +282,7 @@ class Source(Iterator[str]):
 
 
 class ReadingTTS(OneMethodTTS):
-    """A synthesiser that reads the text in a thread of its own, and fails meanwhile."""
+    """A synthesiser that fails while a thread of its own reads the text."""
 
     def __init__(self, ready: Callable[[threading.Thread], object]) -> None:
         """Fail as soon as a function of the thread returns."""
@@ -312,9 +310,9 @@ class LateTTS(OneMethodTTS):
             yield fragment.encode()
 
 
-def test_one_at_a_time_reads_a_text() -> None:
-    """A reader that is cut off while it waits for its turn takes the turn from nobody."""
-    source = Source()
+def test_one_thread_at_a_time_reads_a_text() -> None:
+    """A reader that is cut off while it waits for another one reads nothing."""
+    source = SlowText()
     readers: list[threading.Thread] = []
 
     def wait_for_the_second() -> None:
@@ -333,8 +331,8 @@ def test_one_at_a_time_reads_a_text() -> None:
 
 
 def test_what_has_been_read_is_there_at_once() -> None:
-    """A fragment that an earlier attempt has read is spoken while that attempt still reads on."""
-    source = Source()
+    """A fragment that an earlier attempt has read is available while that one still reads."""
+    source = SlowText()
     words = chain(["first"], source)
     voices = TTSFallback(ReadingTTS(lambda _: source.is_read.wait(TIMEOUT)), "0")
     voices.add_fallback("1", FakeTTS())
@@ -348,11 +346,13 @@ def test_what_has_been_read_is_there_at_once() -> None:
     assert is_waiting
 
 
-def test_no_more_calls_when_more_than_too_many_hang(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Calls that were let in at the same time may be more than 64; then no other is let in."""
+def test_no_more_calls_when_more_than_64_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls that start at the same time may be more than 64; after that no other is started."""
     callers = 70
     is_held, go_on = True, threading.Event()
-    monkeypatch.setattr("resilience._run.monotonic", lambda: 0.0 if is_held else monotonic())
+    monkeypatch.setattr(
+        "resilience._failover.attempts.monotonic", lambda: 0.0 if is_held else monotonic()
+    )
     all_hang = threading.Barrier(callers + 1)
     calls: list[str] = []
 

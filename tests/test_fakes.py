@@ -1,4 +1,4 @@
-"""The fakes do what a test's script says, and the manual clock stands still."""
+"""The fakes follow their scripts, and the manual clock stands still."""
 
 import threading
 from collections.abc import Sequence
@@ -8,6 +8,7 @@ import pytest
 
 from resilience import llm, stt, tts
 from resilience.testing import (
+    Delay,
     FakeLLM,
     FakeSession,
     FakeStream,
@@ -15,8 +16,7 @@ from resilience.testing import (
     FakeTTS,
     LLMStep,
     ManualClock,
-    Pause,
-    Take,
+    ReadText,
     TTSItem,
 )
 
@@ -27,15 +27,15 @@ TIMEOUT = 10.0
 
 
 def contents(provider: FakeLLM) -> list[str]:
-    """Return what a streamed answer says, chunk by chunk."""
+    """Return the content of a streamed answer, chunk by chunk."""
     return [chunk.content for chunk in provider.stream_completion(REQUEST)]
 
 
 class TestManualClock:
-    """Time passes only when a test says so."""
+    """Time passes only when the clock is advanced."""
 
     def test_stands_still(self) -> None:
-        """It shows what it was started with until it is advanced."""
+        """It shows the time of its start until it is advanced."""
         clock = ManualClock(100.0)
 
         assert clock() == clock() == 100.0
@@ -47,10 +47,10 @@ class TestManualClock:
         assert ManualClock()() == 0.0
 
     def test_never_goes_back(self) -> None:
-        """It refuses to go back, and names the value."""
+        """It cannot go back, and the error shows the value."""
         clock = ManualClock()
 
-        with pytest.raises(ValueError, match=r"seconds must not be negative, not -1"):
+        with pytest.raises(ValueError, match=r"seconds must be 0 or more, got -1"):
             clock.advance(-1)
 
         assert clock() == 0.0
@@ -67,10 +67,10 @@ class TestManualClock:
 
 
 class TestScript:
-    """One step for each call, and the last one for ever."""
+    """One step for each call; the last one is repeated."""
 
     def test_steps(self) -> None:
-        """Calls take the steps in order, and repeat the last."""
+        """Calls take the steps in order and repeat the last."""
         provider = FakeLLM(ConnectionError("refused"), "one", "two")
 
         with pytest.raises(ConnectionError, match="refused"):
@@ -87,28 +87,28 @@ class TestScript:
         assert contents(provider) == ["two", ""]
 
     def test_without_steps(self) -> None:
-        """Without a script each fake does what is most useful."""
+        """Without a script a model answers "ok", and a synthesiser speaks its text."""
         assert FakeLLM().complete(REQUEST).content == "ok"
         assert list(FakeTTS().synthesize_stream(["Hi"], VOICE)) == [b"Hi"]
         assert list(FakeSTT().start_stream(CONFIG).finals()) == []
 
-    def test_pause(self) -> None:
-        """A pause lets time pass on the fake's clock, in the middle of a stream too."""
+    def test_delay(self) -> None:
+        """A delay advances the fake's clock, in the middle of a stream too."""
         clock = ManualClock()
-        provider = FakeLLM([Pause(2.5), "one", Pause(1), "two"], clock=clock)
+        provider = FakeLLM([Delay(2.5), "one", Delay(1), "two"], clock=clock)
         stream = provider.stream_completion(REQUEST)
 
         times = [(next(stream).content, clock()) for _ in range(2)]
 
         assert times == [("one", 2.5), ("two", 3.5)]
 
-    def test_pause_without_clock(self) -> None:
-        """A pause needs a clock, and says so."""
-        with pytest.raises(ValueError, match=r"Pause\(seconds=1\) needs the fake's clock"):
-            FakeLLM([Pause(1), "late"]).complete(REQUEST)
+    def test_delay_without_clock(self) -> None:
+        """A delay without a clock raises `ValueError`."""
+        with pytest.raises(ValueError, match=r"Delay\(seconds=1\) needs the fake's clock"):
+            FakeLLM([Delay(1), "late"]).complete(REQUEST)
 
-    def test_an_exception_for_ever(self) -> None:
-        """An exception that is raised again and again does not gather tracebacks."""
+    def test_a_repeated_exception(self) -> None:
+        """The traceback of an exception that is raised repeatedly does not grow."""
         error = ConnectionError()
         provider = FakeLLM(error)
 
@@ -162,7 +162,7 @@ class TestFakeLLM:
         )
 
     def test_response(self) -> None:
-        """A response is answered as it is, and streamed as one chunk that says the same."""
+        """A response is returned as it is, and streamed as one chunk with the same fields."""
         response = llm.CompletionResponse(
             content="Looking it up.",
             tool_calls=(llm.ToolCall(id="1", name="search", arguments="{}"),),
@@ -182,7 +182,7 @@ class TestFakeLLM:
         )
 
     def test_sequence(self) -> None:
-        """A sequence is streamed as it is, and put together for a call."""
+        """A sequence is streamed as it is, and joined for a call."""
         last = llm.Chunk(content="b", finish_reason="length", usage=llm.Usage(prompt_tokens=1))
         provider = FakeLLM(["a", last])
 
@@ -192,14 +192,14 @@ class TestFakeLLM:
         )
 
     def test_empty(self) -> None:
-        """An empty sequence is an empty stream, and an answer that says nothing."""
+        """An empty sequence is an empty stream, and an empty answer."""
         provider = FakeLLM([])
 
         assert contents(provider) == []
         assert provider.complete(REQUEST) == llm.CompletionResponse(content="")
 
-    def test_dies_in_mid_stream(self) -> None:
-        """An exception in a sequence is raised after what stands before it."""
+    def test_error_in_the_middle(self) -> None:
+        """An exception in a sequence is raised after the items before it."""
         stream = FakeLLM(["Hello", ConnectionError("reset"), "never"]).stream_completion(REQUEST)
 
         assert next(stream).content == "Hello"
@@ -227,7 +227,7 @@ class TestFakeLLM:
         assert contents(FakeLLM(["a", "b"], lazy=False)) == ["a", "b"]
 
     def test_streams(self) -> None:
-        """Streams are kept, and tell how often they were closed."""
+        """Streams are recorded, and count their closings."""
         provider = FakeLLM(["a", "b"])
         stream = provider.stream_completion(REQUEST)
 
@@ -254,7 +254,7 @@ class TestFakeLLM:
         assert provider.complete(REQUEST).content == "one"
 
     def test_capabilities(self) -> None:
-        """What the model can do is what the test says."""
+        """The capabilities are those that the test gives."""
         capabilities = llm.ModelCapabilities(context_window=1000)
 
         assert FakeLLM(capabilities=capabilities).capabilities() is capabilities
@@ -265,7 +265,7 @@ class TestFakeTTS:
     """A speech synthesiser that follows a script."""
 
     def test_speaks(self) -> None:
-        """Each fragment is a chunk of audio, and text and voice are recorded."""
+        """Each fragment is one chunk of audio; text and voice are recorded."""
         provider = FakeTTS()
 
         assert list(provider.synthesize_stream(iter(["One ", "two."]), VOICE)) == [b"One ", b"two."]
@@ -274,8 +274,8 @@ class TestFakeTTS:
         assert [stream.closed for stream in provider.streams] == [0]
 
     def test_sequence(self) -> None:
-        """`Take` reads fragments without speaking them; only what is taken is recorded."""
-        provider = FakeTTS([Take(1), b"audio", ConnectionError("reset")])
+        """`ReadText` reads fragments without audio; only fragments that are read are recorded."""
+        provider = FakeTTS([ReadText(1), b"audio", ConnectionError("reset")])
         stream = provider.synthesize_stream(iter(["One ", "two."]), VOICE)
 
         assert next(stream) == b"audio"
@@ -313,9 +313,9 @@ class TestFakeTTS:
         assert provider.clone_voice([b"a", b"b"]) == tts.VoiceProfile(id="clone-of-2")
 
     def test_voices_in_time(self) -> None:
-        """In a sequence they wait and raise, and what is for speech says nothing to them."""
+        """In a sequence, delays and exceptions are for them too; items of speech are not."""
         clock = ManualClock()
-        step: list[TTSItem] = [b"audio", Take(1), Pause(2.5), ConnectionError()]
+        step: list[TTSItem] = [b"audio", ReadText(1), Delay(2.5), ConnectionError()]
         provider = FakeTTS(step, b"audio", clock=clock, voices=[VOICE])
 
         with pytest.raises(ConnectionError):
@@ -329,7 +329,7 @@ class TestFakeSTT:
     """A speech recogniser and its sessions, which follow scripts."""
 
     def test_records_every_start(self) -> None:
-        """Each configuration is kept, in order."""
+        """Configurations are recorded in order."""
         provider = FakeSTT()
         configs = [stt.StreamConfig(), stt.StreamConfig(language="de")]
 
@@ -339,14 +339,14 @@ class TestFakeSTT:
         assert provider.configs == configs
 
     def test_transcripts(self) -> None:
-        """Strings are the texts of transcripts; transcripts are given as they are."""
+        """Strings are the texts of transcripts; transcripts are returned as they are."""
         transcript = stt.Transcript(text="whole", confidence=0.5, is_final=True)
         session = FakeSession("final", transcript, partials=("fi", "fina"))
 
         assert list(session.finals()) == [stt.Transcript(text="final", is_final=True), transcript]
         assert list(session.partials()) == [stt.Transcript(text="fi"), stt.Transcript(text="fina")]
 
-    def test_reading_dies(self) -> None:
+    def test_reading_raises(self) -> None:
         """An exception among the transcripts is raised in its turn."""
         finals = FakeSession("one", ConnectionError("reset")).finals()
 
@@ -379,7 +379,7 @@ class TestFakeSTT:
 
     @pytest.mark.parametrize("step", [ConnectionError(), [ConnectionError()]])
     def test_start_fails(self, step: ConnectionError | Sequence[ConnectionError]) -> None:
-        """A start that fails raises, and its settings are recorded all the same."""
+        """A start that fails raises; its configuration is recorded all the same."""
         provider = FakeSTT(step)
 
         with pytest.raises(ConnectionError):
@@ -388,10 +388,10 @@ class TestFakeSTT:
         assert provider.configs == [CONFIG]
 
     def test_slow_start(self) -> None:
-        """A sequence acts before the session is there; without one it hears nothing."""
+        """Actions come before the session; without a session in the step an empty one starts."""
         clock = ManualClock()
         session = FakeSession()
-        provider = FakeSTT([Pause(3), session], [Pause(1)], clock=clock)
+        provider = FakeSTT([Delay(3), session], [Delay(1)], clock=clock)
 
         assert provider.start_stream(CONFIG) is session
         assert clock() == 3
@@ -405,10 +405,10 @@ class TestFakeSTT:
         assert provider.start_stream(CONFIG) is not provider.start_stream(CONFIG)
 
     def test_session_with_a_clock(self) -> None:
-        """A session pauses on a clock of its own."""
+        """A delay in a session advances the clock of the session."""
         clock = ManualClock()
 
-        assert [each.text for each in FakeSession(Pause(1), "late", clock=clock).finals()] == [
+        assert [each.text for each in FakeSession(Delay(1), "late", clock=clock).finals()] == [
             "late"
         ]
         assert clock() == 1
@@ -420,3 +420,10 @@ def test_stream_alone() -> None:
 
     assert list(stream) == [1, 2]
     assert stream.closed == 0
+
+
+@pytest.mark.parametrize("kind", [FakeLLM, FakeSTT, FakeTTS])
+def test_a_step_that_is_none_of_its_kinds(kind: type) -> None:
+    """A wrong step is refused when the fake is made, not at its first call."""
+    with pytest.raises(TypeError, match=r"a step of a script must be one of .*, got 42"):
+        kind(42)

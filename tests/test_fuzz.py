@@ -8,7 +8,7 @@ import math
 import os
 import sys
 from collections import UserDict, UserString
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, timedelta
 from email.message import Message
 from email.utils import format_datetime
@@ -84,10 +84,14 @@ class Interrupting:
         misbehave()
 
 
-@st.composite
-def quiet(draw: st.DrawFn, values: st.SearchStrategy[Any]) -> Any:  # noqa: ANN401
-    """Draw values of a strategy that takes pages to describe."""
-    return draw(values)
+def quiet(values: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    """Wrap a strategy that would take pages to describe."""
+
+    @st.composite
+    def values_of_many_kinds(draw: st.DrawFn) -> Any:  # noqa: ANN401
+        return draw(values)
+
+    return values_of_many_kinds()
 
 
 COMPARISONS = ("__eq__", "__lt__", "__le__", "__gt__", "__ge__", "__bool__", "__hash__")
@@ -194,55 +198,123 @@ HEADERS = (
     | st.builds(Interrupting)
     | VALUES
 )
-STATUSES = VALUES | st.integers(380, 520) | st.integers(380, 520).map(str)
-NAMES = ("status_code", "status", "code", "response", "headers")
-RESPONSES = st.deferred(
-    lambda: (
+STATUSES = quiet(
+    VALUES
+    | st.integers(380, 520)
+    | st.integers(1000, 1020)
+    | st.integers(4380, 4620)
+    | st.integers(380, 520).map(str)
+    | st.sampled_from(["NOT_FOUND", "UNAVAILABLE", "Throttling"])
+    | st.builds(SimpleNamespace, name=st.sampled_from(["INVALID_ARGUMENT", "OK"]) | VALUES)
+    | VALUES.map(lambda value: lambda: value)
+    | st.sampled_from([misbehave, misbehave, SystemError])
+)
+DURATIONS = quiet(
+    st.builds(SimpleNamespace, seconds=VALUES, nanos=VALUES)
+    | st.builds(SimpleNamespace, seconds=st.integers(), nanos=st.integers())
+    | st.builds(hostile_property("seconds"))
+    | st.integers().map(lambda seconds: f"{seconds}s")
+    | TEXTS.map(lambda text: f"{text}s")
+    | VALUES
+)
+INFOS = quiet(
+    st.builds(SimpleNamespace, retry_delay=DURATIONS)
+    | st.builds(dict, retryDelay=DURATIONS)
+    | st.builds(hostile_property("retry_delay"))
+)
+DETAILS = quiet(
+    st.recursive(
+        INFOS | VALUES,
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.lists(inner, max_size=3).map(hostile("__iter__", "__len__", "copy", base=list))
+            | st.builds(dict, error=inner, details=inner)
+            | st.builds(dict, error=inner).map(hostile("get", "__getitem__", base=dict))
+        ),
+        max_leaves=4,
+    )
+)
+METADATA = quiet(st.builds(dict, HTTPStatusCode=STATUSES, HTTPHeaders=HEADERS) | VALUES)
+NAMES = (
+    *("status_code", "grpc_status_code", "status", "code", "http_status", "rcvd"),
+    *("response", "headers", "resp_headers", "details", "body", "exceptions", "__cause__"),
+)
+BASES = (
+    *(Exception, TimeoutError, ConnectionError, KeyboardInterrupt),
+    *(BaseExceptionGroup, AllFailedError),
+)
+
+
+@st.composite
+def responses(draw: st.DrawFn) -> object:
+    """Draw what may stand on an exception as its response."""
+    return draw(
         st.builds(SimpleNamespace, status_code=STATUSES, headers=HEADERS)
-        | ERRORS
+        | st.builds(dict, Error=st.builds(dict, Code=STATUSES) | VALUES, ResponseMetadata=METADATA)
+        | errors()
         | st.sampled_from([hostile_property("status_code"), hostile_property("headers")]).map(
             lambda kind: kind()
         )
         | VALUES
     )
-)
 
 
-def shaped(attributes: dict[str, object], unreadable: list[str], base: type) -> BaseException:
-    """Make an exception with some attributes, and with others that cannot be read."""
+@st.composite
+def errors(draw: st.DrawFn) -> BaseException:
+    """Draw exceptions, with others in them and behind them."""
+    optional = {
+        **dict.fromkeys(["status_code", "grpc_status_code"], STATUSES),
+        **dict.fromkeys(["status", "code", "http_status"], STATUSES),
+        "rcvd": st.builds(SimpleNamespace, code=STATUSES) | VALUES,
+        "response": responses(),
+        **dict.fromkeys(["headers", "resp_headers"], HEADERS),
+        **dict.fromkeys(["details", "body"], DETAILS),
+    }
+    attributes = draw(st.fixed_dictionaries({}, optional=optional))
+    unreadable = draw(st.lists(st.sampled_from(NAMES), max_size=2))
+    base = draw(st.sampled_from(BASES))
+    parts = draw(st.just([]) | st.lists(errors(), max_size=2))
+    return shaped(attributes, unreadable, base, parts)
+
+
+def shaped(
+    attributes: dict[str, object],
+    unreadable: list[str],
+    base: type,
+    parts: Sequence[BaseException] = (),
+) -> BaseException:
+    """Make an exception with some attributes, and with others that cannot be read.
+
+    The parts are the members of a group; else the first is the cause, and the last is its cause.
+    """
     kind = hostile_property(*unreadable, base=base)
-    error: BaseException = kind()
+    error: BaseException
+    if issubclass(base, BaseExceptionGroup):
+        error = kind("", parts or [KeyError()])
+    elif issubclass(base, AllFailedError):
+        error = AllFailedError(
+            {str(id(part)): part for part in parts if isinstance(part, Exception)}
+        )
+    else:
+        error = kind()
+    with contextlib.suppress(AttributeError, IndexError):  # it is unreadable, or there is none
+        error.__cause__ = parts[0]
+        parts[0].__cause__ = error if len(parts) == 1 else parts[-1]
     for name, value in attributes.items():
         if name not in unreadable:
             setattr(error, name, value)
     return error
 
 
-ERRORS: st.SearchStrategy[BaseException] = st.builds(
-    shaped,
-    st.fixed_dictionaries(
-        {},
-        optional={
-            "status_code": STATUSES,
-            "status": STATUSES,
-            "code": STATUSES,
-            "response": RESPONSES,
-            "headers": HEADERS,
-        },
-    ),
-    st.lists(st.sampled_from(NAMES), max_size=2),
-    st.sampled_from([Exception, TimeoutError, ConnectionError, KeyboardInterrupt]),
-)
-
-
-@given(error=ERRORS)
+@given(error=errors())
 @FUZZING
 def test_reading_an_exception_never_raises(error: BaseException) -> None:
-    """Whatever an exception holds, it is somebody's fault, and the wait is sensible or None."""
+    """Whatever an exception holds, what counts moves on, and the wait is sensible or None."""
     is_fault = http.is_provider_fault(error)
+    moves_on = http.may_succeed_elsewhere(error)
     wait = http.retry_after(error)
 
-    assert is_fault in {True, False}
+    assert (is_fault, moves_on) in {(True, True), (False, True), (False, False)}
     assert wait is None or (type(wait) is float and math.isfinite(wait) and wait >= 0)
 
 
@@ -349,7 +421,8 @@ def made(kind: Callable[..., Any], fields: dict[str, object]) -> Any:  # noqa: A
     except (TypeError, ValueError) as error:
         refusal = str(error)
     assert any(
-        refusal.startswith(f"{field} must ") and any(text in refusal for text in shown(value))
+        refusal.startswith((f"{field} must ", f"{field} {value!r} is "))
+        and any(text in refusal for text in shown(value))
         for field, value in fields.items()
     ), refusal
     return None

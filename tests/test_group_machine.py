@@ -204,22 +204,30 @@ class Breaker:
         if self.state == "open":
             return None
         if self.state == "half-open":
-            all_taken = self.under_way + self.succeeded >= self.profile.half_open_max
-            if all_taken and now < self.last_admission + RESET_TIMEOUT:
+            if self.is_full() and now < self.last_admission + RESET_TIMEOUT:
                 return None
             self.last_admission = now
         self.under_way += 1
         return self.period
 
+    def is_full(self) -> bool:
+        """Tell whether all slots of a half-open period are in use."""
+        return self.under_way + self.succeeded >= self.profile.half_open_max
+
     def refusal(self, now: float) -> tuple[str, str, float | None]:
         """Describe the error for a call that is refused now."""
+        if self.state == "half-open" and not self.is_full():
+            return "open", self.name, 0
         ends = {"open": self.until, "half-open": self.last_admission + RESET_TIMEOUT}
         end = ends.get(self.state, now)
         return "open", self.name, None if end == math.inf else max(0, end - now)
 
     def hear(self, period: int, outcome: str, error: BaseException | None, now: float) -> None:
-        """Hear how a call ended."""
+        """Record how a call ended."""
+        wait = getattr(error, "wait", None)
         if period != self.period:
+            if outcome == "failed" and self.state == "open" and now < self.until:
+                self.until = max(self.until, now + (wait or 0))
             return
         self.under_way -= 1
         if outcome == "succeeded":
@@ -229,7 +237,6 @@ class Breaker:
                 self.go("closed")
         elif outcome == "failed":
             self.failures += 1
-            wait = getattr(error, "wait", None)
             is_enough = wait is not None or self.failures >= self.profile.max_failures
             if self.state == "half-open" or is_enough:
                 self.go("open")
@@ -414,7 +421,7 @@ class Oracle(World):
         reasons: dict[str, object] = {}
         for breaker in breakers:
             reasons[breaker.name] = failures.get(breaker.name, breaker.refusal(self.now))
-        waits = [reason[2] for reason in reasons.values() if isinstance(reason, tuple)]
+        waits = [breaker.refusal(self.now)[2] for breaker in breakers]
         retry_after = min((wait for wait in waits if wait is not None), default=None)
         return "all failed", list(reasons.items()), reasons[breakers[-1].name], retry_after
 
@@ -566,7 +573,7 @@ class Real(World):
         if len(self.group.breakers) < MOST_PROVIDERS:
             self.group.add_fallback(name, name)
         else:
-            with pytest.raises(ValueError, match="taken"):
+            with pytest.raises(ValueError, match="already used"):
                 self.group.add_fallback("0", name)
 
     @override
@@ -582,7 +589,7 @@ class Real(World):
         def begin() -> None:
             self.streams[number] = self.group.stream(
                 lambda provider: self._open(provider, plan.script(provider)),
-                commit="first-next" if lazily else "call",
+                lazy=lazily,
             )
 
         return _outcome(begin)

@@ -1,9 +1,11 @@
-"""Rules that hold for every group: what is under no lock, settled and closed when, told how."""
+"""Rules for every group: locks, when calls are settled and streams closed, what is logged."""
 
 import contextlib
+import copy
 import logging
 import pickle
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NoReturn
 
@@ -13,6 +15,7 @@ from typing_extensions import override
 from resilience import (
     AllFailedError,
     Attempt,
+    CircuitBreaker,
     CircuitBreakerConfig,
     CircuitOpenError,
     FallbackConfig,
@@ -25,7 +28,7 @@ from resilience import (
     stt,
     tts,
 )
-from resilience.testing import FakeLLM, FakeTTS
+from resilience.testing import FakeLLM, FakeSTT, FakeTTS, ManualClock
 
 TIMEOUT = 10.0
 REQUEST = llm.CompletionRequest(
@@ -35,15 +38,15 @@ VOICE = tts.VoiceProfile(id="v", name="n", language="de", sample_rate=8000)
 
 
 class Look:
-    """Foreign code that sees whether it is called under a lock."""
+    """Foreign code that observes whether it is called under a lock."""
 
     def __init__(self) -> None:
-        """Have nothing yet that needs the lock."""
+        """Start with nothing that needs the lock."""
         self.blocked: list[bool] = []
         self.needs_the_lock: list[Callable[[], object]] = []
 
     def __call__(self, *_: object) -> bool:
-        """Do what needs the lock in another thread, and agree with everything."""
+        """Do what needs the lock in another thread, and return True."""
         thread = threading.Thread(target=self.needs_the_lock[0], daemon=True)
         thread.start()
         thread.join(TIMEOUT)
@@ -62,10 +65,10 @@ def interrupt(*_: object) -> NoReturn:
 
 
 class Owner(Iterable[str]):
-    """An iterable that tells when it is closed."""
+    """An iterable whose closing is reported."""
 
     def __init__(self, items: Sequence[str | Exception], close: Callable[[], object]) -> None:
-        """Have some items, among which an exception is raised."""
+        """Make it of items; an exception among them is raised."""
         self._items = items
         self.close = close
 
@@ -88,7 +91,7 @@ class TestLocks:
             lambda group: group.execute(refuse),
             lambda group: group.execute(int),
             lambda group: group.execute(interrupt),
-            lambda group: group.stream(iter, commit="first-next").close(),
+            lambda group: group.stream(iter, lazy=True).close(),
             lambda group: (group.breakers["0"].isolate(), group.execute(str)),
         ],
         ids=["succeeded", "failed", "ignored", "cancelled", "given up", "skipped"],
@@ -108,7 +111,7 @@ class TestLocks:
         assert look.blocked == [False]
 
     def test_predicate(self) -> None:
-        """What decides about the next provider may do so, too."""
+        """So may the predicate that decides whether the next provider is tried."""
         look = Look()
         group = FallbackGroup("text", "0", FallbackConfig(fallback_on=look))
         look.needs_the_lock.append(group.breakers["0"].reset)
@@ -119,7 +122,7 @@ class TestLocks:
         assert look.blocked == [False]
 
     def test_log_handler(self) -> None:
-        """And so may the handlers of log lines."""
+        """So may the handlers of log lines."""
         look = Look()
 
         class Handler(logging.Handler):
@@ -140,7 +143,7 @@ class TestLocks:
         assert look.blocked == [False]
 
     def test_close(self) -> None:
-        """While a provider closes, others may close the stream, too."""
+        """While a provider closes its stream, another thread may close the stream, too."""
         look = Look()
         stream = FallbackGroup(Owner(["a", "b"], look), "0").stream(lambda owner: owner)
         look.needs_the_lock.append(stream.close)
@@ -151,9 +154,9 @@ class TestLocks:
         assert look.blocked == [False]
 
     def test_healthy_calls(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """While the breaker's lock is held elsewhere, healthy calls and streams go on."""
+        """Healthy calls and streams go on while another thread holds the breaker's lock."""
         lock = threading.RLock()
-        monkeypatch.setattr("resilience._circuit.RLock", lambda: lock)
+        monkeypatch.setattr("resilience._breaker.events.RLock", lambda: lock)
         groups = [
             FallbackGroup(["a"], "0"),
             FallbackGroup(["a"], "0", FallbackConfig(on_attempt=lambda _: None)),
@@ -163,7 +166,7 @@ class TestLocks:
         def work() -> None:
             for group in groups:
                 lengths.append(group.execute(len))
-                lengths.append(group.execute(len, evidence=False))
+                lengths.append(group.execute(len, record=False))
                 lengths.append(len(list(group.stream(iter))))
 
         with lock:
@@ -175,10 +178,10 @@ class TestLocks:
 
 
 class TestSettled:
-    """Every attempt is settled once, by its first word."""
+    """Only the first outcome of an attempt is recorded."""
 
     def test_a_reader_that_fails_by_the_closing_is_no_failure(self) -> None:
-        """A session has succeeded when it is closed, whatever the closing makes its readers do."""
+        """A session that is closed has succeeded, whatever its readers raise because of that."""
         reading, closed, failed = threading.Event(), threading.Event(), threading.Event()
 
         class Session(stt.SessionHandle):
@@ -224,7 +227,7 @@ class TestSettled:
         assert [attempt.outcome for attempt in attempts] == [Outcome.SUCCEEDED]
 
     def test_an_exhausted_stream_has_succeeded_before_it_is_closed(self) -> None:
-        """An interruption of the closing takes nothing back."""
+        """An interruption of the closing changes nothing about that."""
         attempts: list[Attempt] = []
         seen: list[list[Outcome]] = []
 
@@ -240,7 +243,7 @@ class TestSettled:
         assert seen == [[Outcome.SUCCEEDED]]
 
     def test_counting_tokens_is_reported(self) -> None:
-        """An attempt that is no evidence is reported like any other."""
+        """An attempt that the breaker does not record is reported like any other."""
         attempts: list[Attempt] = []
 
         class Uncounted(Asked):
@@ -257,11 +260,11 @@ class TestSettled:
 
 
 class TestClosed:
-    """What a provider returned is closed as soon as it has ended or was given up."""
+    """A provider's stream is closed as soon as it has ended or was given up."""
 
     @pytest.mark.parametrize("items", [["a"], ["a", ConnectionError()]])
     def test_ended(self, items: Sequence[str | Exception]) -> None:
-        """Exhausting it or its failing closes it, although the stream is still held."""
+        """It is closed at its end or its error, although the stream is still referenced."""
         closings: list[None] = []
         owner = Owner(items, lambda: closings.append(None))
         stream = FallbackGroup(owner, "0").stream(lambda owner: owner)
@@ -273,7 +276,7 @@ class TestClosed:
         del stream
 
     def test_silent(self) -> None:
-        """A stream without an item is closed before the next provider is asked."""
+        """A stream without an item is closed before the next provider is called."""
         silent = FakeLLM([])
         closings: list[int] = []
         group = LLMFallback(silent, "0")
@@ -285,7 +288,7 @@ class TestClosed:
 
     @pytest.mark.parametrize("error", [None, ConnectionError()])
     def test_text(self, error: Exception | None) -> None:
-        """A speech that has ended or died can no longer take fragments."""
+        """After the end or an error of the audio its provider gets no more fragments."""
         readers: list[Iterator[str]] = []
 
         def speak(text: Iterable[str]) -> Iterator[bytes]:
@@ -306,7 +309,7 @@ class Speaking(tts.Provider):
     """A synthesiser that is a function of the text."""
 
     def __init__(self, speak: Callable[[Iterable[str]], Iterable[bytes]]) -> None:
-        """Speak by a function."""
+        """Call a function for each text."""
         self._speak = speak
 
     @override
@@ -323,10 +326,10 @@ class Speaking(tts.Provider):
 
 
 class Asked(llm.Provider):
-    """A model that keeps what it is asked."""
+    """A model that records its arguments."""
 
     def __init__(self) -> None:
-        """Have been asked nothing."""
+        """Start with no calls."""
         self.asked: list[object] = []
 
     @override
@@ -349,11 +352,11 @@ class Asked(llm.Provider):
         return llm.ModelCapabilities(context_window=1)
 
 
-class TestHandedThrough:
-    """Providers get what the caller gave, and the caller what they raise."""
+class TestPassedOn:
+    """Providers get the caller's arguments, and the caller gets what they raise."""
 
     def test_requests(self) -> None:
-        """A model gets the very request."""
+        """A model gets the same request object."""
         model = Asked()
         group = LLMFallback(model, "0")
 
@@ -376,7 +379,7 @@ class TestHandedThrough:
         assert provider.voices == [VOICE, another]
 
     def test_a_refused_error_of_a_stream(self) -> None:
-        """What is not worth another provider goes to the caller, and nobody else is asked."""
+        """What `fallback_on` does not include is raised to the caller, without failover."""
         asked: list[str] = []
 
         def open_stream(provider: str) -> NoReturn:
@@ -392,7 +395,7 @@ class TestHandedThrough:
         assert asked == ["0"]
 
     def test_a_wait_that_is_not_the_groups(self) -> None:
-        """What a provider says of its own circuit is no wait of the group, nor after pickling."""
+        """The wait of an error that a provider raises is not the group's, nor after pickling."""
 
         def closed(_: str) -> NoReturn:
             raise CircuitOpenError(name="0", retry_after=7.0)
@@ -401,11 +404,47 @@ class TestHandedThrough:
             FallbackGroup("0", "0").execute(closed)
 
         again = pickle.loads(pickle.dumps(raised.value))  # noqa: S301
-        assert raised.value.retry_after is again.retry_after is None
+        assert raised.value.retry_after == again.retry_after == 0.0
+
+
+STATEFUL = [
+    CircuitBreaker,
+    lambda: FallbackGroup("text", "0"),
+    lambda: LLMFallback(FakeLLM(), "0"),
+    lambda: STTFallback(FakeSTT(), "0"),
+    lambda: TTSFallback(FakeTTS(), "0"),
+    lambda: FallbackGroup("text", "0").stream(iter),
+    lambda: STTFallback(FakeSTT(), "0").start_stream(stt.StreamConfig()),
+]
+
+
+@pytest.mark.parametrize("make", STATEFUL, ids=lambda make: type(make()).__name__)
+@pytest.mark.parametrize(
+    "duplicate", [copy.copy, copy.deepcopy, pickle.dumps], ids=["copy", "deepcopy", "pickle"]
+)
+def test_what_guards_state_is_not_copied(
+    make: Callable[[], object], duplicate: Callable[[object], object]
+) -> None:
+    """Breakers, groups, adapters, streams and sessions cannot be copied or pickled."""
+    value = make()
+
+    with pytest.raises(TypeError, match=f"{type(value).__name__} cannot be copied or pickled"):
+        duplicate(value)
+
+
+def test_a_stream_can_be_weakly_referenced() -> None:
+    """A weak reference to a stream does not keep it."""
+    stream = FallbackGroup("text", "0").stream(iter)
+    reference = weakref.ref(stream)
+    before = reference()
+
+    assert before is stream
+    del before, stream
+    assert reference() is None
 
 
 def test_log_lines_have_constant_texts(caplog: pytest.LogCaptureFixture) -> None:
-    """What a group logs has lazy arguments."""
+    """The log lines of a group have constant texts and lazy arguments."""
     caplog.set_level(logging.DEBUG, "resilience")
     config = FallbackConfig(circuit_breaker=CircuitBreakerConfig(max_failures=1), on_attempt=refuse)
     group = FallbackGroup[Callable[[], str]](refuse, "0", config)
@@ -420,3 +459,51 @@ def test_log_lines_have_constant_texts(caplog: pytest.LogCaptureFixture) -> None
         "provider %s is skipped",
         "%s raised %s at %s:%d",
     }
+
+
+def test_a_call_that_is_not_recorded_asks_for_no_delay() -> None:
+    """A breaker that opens while such a call fails is not kept open for longer by it."""
+    delays = iter([None, 99.0])
+    breaker = CircuitBreakerConfig(
+        max_failures=1, reset_timeout=30, retry_after=lambda _: next(delays), clock=ManualClock()
+    )
+    group = FallbackGroup("p", "0", FallbackConfig(circuit_breaker=breaker))
+
+    def fail(_: object) -> NoReturn:
+        raise ConnectionError
+
+    def open_and_fail(_: object) -> NoReturn:
+        with pytest.raises(AllFailedError):
+            group.execute(fail)
+        fail(None)
+
+    with pytest.raises(AllFailedError) as caught:
+        group.execute(open_and_fail, record=False)
+
+    assert caught.value.retry_after == 30
+
+
+def test_an_addition_that_interrupts_another() -> None:
+    """A signal handler may add a provider while this thread is adding one; both are added."""
+    group = FallbackGroup(0, "primary")
+
+    class Name(str):
+        """A name whose comparison is interrupted once."""
+
+        __slots__ = ()
+        __hash__ = str.__hash__
+
+        @override
+        def __eq__(self, other: object) -> bool:
+            if len(group.breakers) == 1:
+                group.add_fallback("handler", 1)
+            return str.__eq__(self, other)
+
+    def add() -> None:
+        group.add_fallback(Name("interrupted"), 2)
+
+    thread = threading.Thread(target=add, daemon=True)
+    thread.start()
+    thread.join(TIMEOUT)
+
+    assert list(group.breakers) == ["primary", "handler", "interrupted"]

@@ -168,7 +168,7 @@ class ActAt:
 def _trace(tracer: ActAt, scenario: Callable[[], None]) -> None:
     before = sys.gettrace()
     # CPython 3.12 tells of instructions only if some frame asked for them beforehand.
-    sys._getframe().f_trace_opcodes = True  # noqa: SLF001
+    sys._getframe().f_trace_opcodes = True
     try:
         sys.settrace(tracer)
         scenario()
@@ -204,6 +204,34 @@ def test_an_interruption_at_every_place(name: str) -> None:
     assert places > 20
 
 
+def _changes_after_interruption(place: int) -> list[State] | None:
+    """Interrupt a call that opens a breaker, then reset it; None if there is no such place."""
+    changes: list[StateChange] = []
+    breaker = CircuitBreaker(CircuitBreakerConfig(max_failures=1, on_state_change=changes.append))
+    tracer = ActAt(place, lambda: interrupt(threading.get_ident()))
+
+    def fail() -> None:
+        with contextlib.suppress(ConnectionError), breaker.guard():
+            raise ConnectionError
+
+    with contextlib.suppress(Interruption):
+        _trace(tracer, fail)
+    is_open = breaker.state is State.OPEN
+    breaker.reset()
+    states = [change.new for change in changes]
+    assert states == ([State.OPEN, State.CLOSED] if is_open else [])
+    return states if tracer.left <= 0 else None
+
+
+def test_no_change_is_lost_by_an_interruption() -> None:
+    """The listener is told each change once, if not at once then with the next change."""
+    places = itertools.takewhile(
+        lambda states: states is not None, map(_changes_after_interruption, itertools.count(1))
+    )
+
+    assert len(list(places)) > 20
+
+
 def _use_at(place: int, action: str) -> bool:
     """Let a signal handler use a breaker at one place of its life; False if there is none."""
     clock = ManualClock()
@@ -229,7 +257,7 @@ def _use_at(place: int, action: str) -> bool:
     return tracer.left <= 0
 
 
-@pytest.mark.parametrize("action", ["reset", "isolate"])
+@pytest.mark.parametrize("action", ["reset", "isolate", "_try_acquire"])
 def test_a_signal_handler_at_every_place(action: str) -> None:
     """A signal handler may use the breaker anywhere: changes are told in their order."""
     places = next(place for place in itertools.count(1) if not _use_at(place, action))

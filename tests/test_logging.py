@@ -75,7 +75,7 @@ def fail(breaker: CircuitBreaker, error: Exception) -> None:
 
 
 def extra(record: logging.LogRecord) -> dict[str, object]:
-    """Return what a record has beyond the ordinary."""
+    """Return the extra fields of a record."""
     return {key: value for key, value in vars(record).items() if key not in ORDINARY}
 
 
@@ -140,8 +140,22 @@ class TestBreaker:
             "circuit %s was reset",
         }
 
-    def test_orders_have_extra(self, clock: ManualClock, caplog: pytest.LogCaptureFixture) -> None:
-        """What an operator orders is told with the name of the breaker."""
+    def test_no_name(self, clock: ManualClock, caplog: pytest.LogCaptureFixture) -> None:
+        """A breaker without a name is called "(unnamed)" in the texts, not in the extra keys."""
+        breaker = CircuitBreaker(CircuitBreakerConfig(max_failures=1, clock=clock))
+        breaker.isolate()
+        breaker.reset()
+
+        assert [text for _, text in seen(caplog)] == [
+            "circuit (unnamed) is open",
+            "circuit (unnamed) was isolated",
+            "circuit (unnamed) is closed",
+            "circuit (unnamed) was reset",
+        ]
+        assert {extra(record)["resilience_circuit"] for record in caplog.records} == {""}
+
+    def test_operator(self, clock: ManualClock, caplog: pytest.LogCaptureFixture) -> None:
+        """`isolate()` and `reset()` are logged with the name of the breaker."""
         breaker = breaker_with(clock)
         breaker.isolate()
         breaker.reset()
@@ -153,7 +167,7 @@ class TestBreaker:
         }
 
     def test_ordinary_calls(self, clock: ManualClock, caplog: pytest.LogCaptureFixture) -> None:
-        """A success, an uncounted failure, a refusal and a look at the state log nothing."""
+        """A success, an uncounted exception, a rejection and a look at the state log nothing."""
         breaker = breaker_with(clock, failure_on=ConnectionError)
         breaker.execute(str)
         fail(breaker, ValueError())
@@ -169,7 +183,7 @@ class TestBreaker:
     def test_unreadable_errors(
         self, clock: ManualClock, caplog: pytest.LogCaptureFixture, error: Exception
     ) -> None:
-        """Of a failure only its type is looked at, and the caller gets it as it is."""
+        """A failure is logged by its type, and raised to the caller as it is."""
         changes: list[StateChange] = []
         breaker = breaker_with(clock, on_state_change=changes.append)
 
@@ -201,7 +215,7 @@ class TestHooks:
         assert record.getMessage() == f"{hook} raised {type(error).__name__} at {__file__}:{line}"
         assert record.exc_info is None
         assert extra(record) == {
-            "resilience_culprit": hook,
+            "resilience_source": hook,
             "resilience_error": type(error).__name__,
         }
 
@@ -218,7 +232,7 @@ CONFIG = FallbackConfig(
 
 
 def complete(error: Exception) -> None:
-    """Ask models of which one fails."""
+    """Call models of which one fails."""
     adapter = LLMFallback(FakeLLM(error), "primary", CONFIG)
     adapter.add_fallback("backup", FakeLLM(SECRET))
     for _ in range(2):
@@ -226,8 +240,8 @@ def complete(error: Exception) -> None:
         assert adapter.count_tokens(REQUEST.messages) == 1
 
 
-def complete_in_vain(error: Exception) -> None:
-    """Ask models of which all fail."""
+def complete_with_none(error: Exception) -> None:
+    """Call models of which all fail."""
     adapter = LLMFallback(FakeLLM(error), "primary", CONFIG)
     for _ in range(2):
         with pytest.raises(AllFailedError):
@@ -235,7 +249,7 @@ def complete_in_vain(error: Exception) -> None:
 
 
 def stream(error: Exception) -> None:
-    """Read a stream that dies."""
+    """Read a stream that raises in the middle."""
     adapter = LLMFallback(FakeLLM(error), "primary", CONFIG)
     adapter.add_fallback("backup", FakeLLM([SECRET, error]))
     with pytest.raises(type(error)):
@@ -243,14 +257,14 @@ def stream(error: Exception) -> None:
 
 
 def speak(error: Exception) -> None:
-    """Have a text spoken by synthesisers of which one fails."""
+    """Synthesise a text with synthesisers of which one fails."""
     adapter = TTSFallback(FakeTTS(error), "primary", CONFIG)
     adapter.add_fallback("backup", FakeTTS())
     assert list(adapter.synthesize_stream([SECRET], tts.VoiceProfile(id=SECRET)))
 
 
 def listen(error: Exception) -> None:
-    """Read transcripts of a session that dies."""
+    """Read transcripts of a session that raises in the middle."""
     adapter = STTFallback(FakeSTT(error), "primary", CONFIG)
     adapter.add_fallback("backup", FakeSTT(FakeSession(SECRET, error)))
     session = adapter.start_stream(stt.StreamConfig())
@@ -260,7 +274,7 @@ def listen(error: Exception) -> None:
     session.close()
 
 
-SCENARIOS = [complete, complete_in_vain, stream, speak, listen]
+SCENARIOS = [complete, complete_with_none, stream, speak, listen]
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
@@ -269,7 +283,7 @@ SCENARIOS = [complete, complete_in_vain, stream, speak, listen]
     [ConnectionError(SECRET), UnreadableError(SECRET), FalsyError(SECRET)],
     ids=["readable", "unreadable", "falsy"],
 )
-def test_nothing_is_given_away(
+def test_no_contents_are_logged(
     caplog: pytest.LogCaptureFixture, scenario: Callable[[Exception], None], error: Exception
 ) -> None:
     """Prompts, transcripts, text, audio and messages of exceptions are never logged."""
@@ -283,7 +297,7 @@ def test_nothing_is_given_away(
 
 
 def leaks(record: logging.LogRecord) -> Iterator[str]:
-    """Yield what a record holds that it should not."""
+    """Yield what a record should not contain."""
     if SECRET in record.getMessage():
         yield record.getMessage()
     values = [*extra(record).values(), *cast("tuple[object, ...]", record.args)]

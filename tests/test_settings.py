@@ -1,7 +1,8 @@
-"""What settings are accepted, and how the others are refused."""
+"""Which settings are accepted, and which are refused with which message."""
 
 import dataclasses
 import math
+from asyncio import CancelledError
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -20,6 +21,10 @@ from resilience import (
 
 NUMBERS = ["max_failures", "half_open_max"]
 NO_HOOKS: list[object] = [3, "hook", [print]]
+
+
+class OwnInterrupt(KeyboardInterrupt):
+    """An interruption of an application's own."""
 
 
 async def coroutine_function(_: object = None) -> None:
@@ -69,16 +74,16 @@ def test_negative_numbers(field: str, value: int) -> None:
     """A negative number raises `ValueError` naming field and value."""
     message = refuse(ValueError, CircuitBreakerConfig, field, value)
 
-    assert message == f"{field} must not be negative, not {value!r}"
+    assert message == f"{field} must be 0 or more, got {value!r}"
 
 
 @pytest.mark.parametrize("field", NUMBERS)
 @pytest.mark.parametrize("value", [2.0, math.nan, math.inf, "3", True, False, [], b""])
 def test_no_whole_numbers(field: str, value: object) -> None:
-    """What is no whole number raises `TypeError` naming field and value."""
+    """A value that is no whole number raises `TypeError` naming field and value."""
     message = refuse(TypeError, CircuitBreakerConfig, field, value)
 
-    assert message == f"{field} must be a whole number, not {value!r}"
+    assert message == f"{field} must be a whole number, got {value!r}"
 
 
 @pytest.mark.parametrize(
@@ -96,7 +101,7 @@ class TestSeconds:
         message = refuse(ValueError, make, field, value)
 
         assert message.startswith(f"{field} must be ")
-        assert message.endswith(f", not {value!r}")
+        assert message.endswith(f", got {value!r}")
 
     @pytest.mark.parametrize("value", [timedelta(seconds=-1), timedelta(days=-999999999)])
     def test_negative_timedelta(
@@ -106,13 +111,13 @@ class TestSeconds:
         message = refuse(ValueError, make, field, value)
 
         assert message.startswith(f"{field} must be ")
-        assert message.endswith((f"not {value!r}", f"not {value.total_seconds()!r}"))
+        assert message.endswith((f"got {value!r}", f"got {value.total_seconds()!r}"))
 
     @pytest.mark.parametrize("value", [2e9, timedelta.max])
     def test_too_long(
         self, make: Callable[..., object], field: str, value: float | timedelta
     ) -> None:
-        """A finite number that is refused for its size is not said to be infinite."""
+        """The message for a finite number that is too large does not call it infinite."""
         message = refuse(ValueError, make, field, value)
 
         assert message.startswith(f"{field} must ")
@@ -120,10 +125,10 @@ class TestSeconds:
 
     @pytest.mark.parametrize("value", ["30", True, False, [], 3j])
     def test_no_number(self, make: Callable[..., object], field: str, value: object) -> None:
-        """What is neither a number nor a timedelta raises `TypeError` naming field and value."""
+        """Neither a number nor a timedelta: raises `TypeError` naming field and value."""
         message = refuse(TypeError, make, field, value)
 
-        assert message == f"{field} must be a number of seconds or a timedelta, not {value!r}"
+        assert message == f"{field} must be a number of seconds or a timedelta, got {value!r}"
 
 
 @pytest.mark.parametrize("value", [3, b"model", ["model"], State.OPEN])
@@ -131,53 +136,81 @@ def test_name(value: object) -> None:
     """A name that is no string raises `TypeError` naming field and value."""
     message = refuse(TypeError, CircuitBreakerConfig, "name", value)
 
-    assert message == f"name must be a string, not {value!r}"
+    assert message == f"name must be a string, got {value!r}"
 
 
 @pytest.mark.parametrize(
     ("make", "field"), [(CircuitBreakerConfig, "failure_on"), (FallbackConfig, "fallback_on")]
 )
 class TestExceptionFilter:
-    """Exceptions that are meant: a type, a tuple of types, or a predicate."""
+    """Filters of exceptions: a type, a tuple of types, or a predicate."""
+
+    wanted = "an exception type, a tuple of exception types or a predicate"
 
     @pytest.mark.parametrize(
-        "value", [ValueError, (ValueError, OSError), (), callable, Exception, ExceptionGroup]
+        "value",
+        [
+            ValueError,
+            (ValueError, OSError),
+            (),
+            callable,
+            Exception,
+            ExceptionGroup,
+            BaseExceptionGroup,
+            (OSError, CancelledError),
+        ],
     )
     def test_accepted(self, make: Callable[..., object], field: str, value: object) -> None:
         """Each of the forms is kept as it is."""
         assert getattr(make(**{field: value}), field) is value
 
     @pytest.mark.parametrize(
-        ("value", "culprit"),
+        ("value", "refused"),
         [
             (int, int),
-            (BaseException, BaseException),
-            (KeyboardInterrupt, KeyboardInterrupt),
             ((ValueError, int), int),
             ((ValueError, "OSError"), "OSError"),
             ((ValueError, (OSError,)), (OSError,)),
         ],
     )
     def test_no_exceptions(
-        self, make: Callable[..., object], field: str, value: object, culprit: object
+        self, make: Callable[..., object], field: str, value: object, refused: object
     ) -> None:
         """Types that are no exceptions raise `TypeError` naming field and value."""
         message = refuse(TypeError, make, field, value)
 
-        assert message == f"{field} must hold subclasses of Exception, not {culprit!r}"
+        assert message == f"{field} must be {self.wanted}, got {refused!r}"
+
+    @pytest.mark.parametrize(
+        "kind", [BaseException, KeyboardInterrupt, SystemExit, GeneratorExit, OwnInterrupt]
+    )
+    @pytest.mark.parametrize("is_in_tuple", [True, False])
+    def test_interruptions(
+        self,
+        make: Callable[..., object],
+        field: str,
+        kind: type[BaseException],
+        *,
+        is_in_tuple: bool,
+    ) -> None:
+        """A type that includes interruptions of the program raises `TypeError`."""
+        message = refuse(TypeError, make, field, (ValueError, kind) if is_in_tuple else kind)
+
+        assert message.startswith(f"{field} must not include interruptions")
+        assert message.endswith(f", got {kind!r}")
 
     @pytest.mark.parametrize("value", [None, 3, "ValueError", [ValueError], ValueError()])
     def test_no_predicate(self, make: Callable[..., object], field: str, value: object) -> None:
-        """What is none of the forms raises `TypeError` naming field and value."""
+        """A value in none of these forms raises `TypeError` naming field and value."""
         message = refuse(TypeError, make, field, value)
 
-        assert message == f"{field} must be callable, not {value!r}"
+        assert message == f"{field} must be {self.wanted}, got {value!r}"
 
     def test_coroutine_function(self, make: Callable[..., object], field: str) -> None:
-        """A coroutine function raises `TypeError`, since what it returns is always true."""
+        """A coroutine function raises `TypeError`, since a coroutine is always true."""
         message = refuse(TypeError, make, field, coroutine_function)
 
-        assert message.startswith(f"{field} must be synchronous, not the coroutine function <")
+        assert message.startswith(f"{field} must be synchronous, got the coroutine function <")
 
 
 @pytest.mark.parametrize(
@@ -193,21 +226,41 @@ def test_hooks(make: Callable[..., object], field: str, values: list[object]) ->
     """A hook that cannot be called, or is asynchronous, raises `TypeError`."""
     messages = [refuse(TypeError, make, field, value) for value in values]
 
-    assert messages == [f"{field} must be callable, not {value!r}" for value in values]
+    assert messages == [f"{field} must be callable, got {value!r}" for value in values]
     assert "must be synchronous" in refuse(TypeError, make, field, coroutine_function)
+
+
+@pytest.mark.parametrize("value", [(), (TimeoutError,), (KeyboardInterrupt, OSError)])
+def test_interrupt_on(value: tuple[type[BaseException], ...]) -> None:
+    """`interrupt_on` is a tuple of types of exceptions."""
+    assert FallbackConfig(interrupt_on=value).interrupt_on is value
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (OSError, "interrupt_on must be a tuple, got <class 'OSError'>"),
+        ([OSError], "interrupt_on must be a tuple, got [<class 'OSError'>]"),
+        ((OSError, 3), "interrupt_on must be a tuple of exception types, got 3"),
+        ((int,), "interrupt_on must be a tuple of exception types, got <class 'int'>"),
+    ],
+)
+def test_wrong_interrupt_on(value: object, message: str) -> None:
+    """Any other value of `interrupt_on` raises `TypeError` naming field and value."""
+    assert refuse(TypeError, FallbackConfig, "interrupt_on", value) == message
 
 
 @pytest.mark.parametrize("value", [None, 5, FallbackConfig()])
 def test_breaker_settings_of_a_group(value: object) -> None:
-    """Settings of breakers that are something else raise `TypeError` naming field and value."""
+    """Settings of breakers that have the wrong type raise `TypeError` naming field and value."""
     message = refuse(TypeError, FallbackConfig, "circuit_breaker", value)
 
-    assert message == f"circuit_breaker must be a CircuitBreakerConfig, not {value!r}"
+    assert message == f"circuit_breaker must be a CircuitBreakerConfig, got {value!r}"
 
 
 def test_settings_of_a_group() -> None:
-    """Settings of a group that are something else raise `TypeError` naming field and value."""
-    with pytest.raises(TypeError, match="config must be a FallbackConfig, not 5"):
+    """Settings of a group that have the wrong type raise `TypeError` naming field and value."""
+    with pytest.raises(TypeError, match="config must be a FallbackConfig, got 5"):
         FallbackGroup("any", "model", 5)  # type: ignore[arg-type]
 
 
@@ -231,23 +284,23 @@ class TestValues:
             setattr(value, field, getattr(value, field))
 
     def test_slotted(self, value: object) -> None:
-        """There is no room for a misspelt field."""
+        """A misspelt field cannot be set."""
         assert not hasattr(value, "__dict__")
 
     def test_keyword_only(self, value: Any) -> None:  # noqa: ANN401
-        """No field can be given by its place."""
+        """No field can be given by position."""
         with pytest.raises(TypeError):
             type(value)("model")
 
         assert all(field.kw_only for field in dataclasses.fields(value))
 
     def test_replace(self, value: Any) -> None:  # noqa: ANN401
-        """A copy with other fields can be made of one."""
+        """`dataclasses.replace` makes a copy."""
         assert dataclasses.replace(value) == value
 
 
 def test_fields() -> None:
-    """The fields and their defaults are those that are documented."""
+    """Fields and defaults are as documented."""
     fields = {field.name: field.default for field in dataclasses.fields(CircuitBreakerConfig)}
 
     assert list(fields) == [

@@ -6,8 +6,9 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
+from contextvars import copy_context
 from itertools import chain
-from typing import Literal, NoReturn
+from typing import NoReturn
 
 import pytest
 from typing_extensions import override
@@ -26,8 +27,8 @@ from resilience import (
     Stream,
     llm,
 )
-from resilience._source import Source
-from resilience._stream import Reading
+from resilience._failover.source import ProviderStream
+from resilience._failover.stream import StreamState
 from resilience.testing import FakeLLM, FakeStream, ManualClock
 
 REQUEST = llm.CompletionRequest(messages=(llm.Message(role="user", content="Hello?"),))
@@ -53,9 +54,9 @@ class Served:
         for number, provider in enumerate(providers[1:], start=1):
             self.group.add_fallback(str(number), provider)
 
-    def stream(self, commit: Literal["call", "first-next"] = "call") -> Stream[str]:
+    def stream(self, *, lazy: bool = False) -> Stream[str]:
         """Open a stream."""
-        return self.group.stream(lambda provider: provider(), commit=commit)
+        return self.group.stream(lambda provider: provider(), lazy=lazy)
 
     def state(self, name: str = "0") -> State:
         """Return the state of a breaker."""
@@ -113,15 +114,13 @@ class Recorded:
         return [stream.closed for stream in self.streams]
 
 
-@pytest.mark.parametrize("commit", ["call", "first-next"])
+@pytest.mark.parametrize("is_lazy", [False, True])
 @pytest.mark.parametrize("broken", [lazy(ConnectionError()), eager(ConnectionError())])
-def test_a_failure_before_the_first_item_moves_on(
-    broken: Items, commit: Literal["call", "first-next"]
-) -> None:
+def test_a_failure_before_the_first_item_moves_on(broken: Items, *, is_lazy: bool) -> None:
     """Whether the call or the first `next()` raises makes no difference."""
     served = Served(broken, lazy("a", "b"))
 
-    stream = served.stream(commit)
+    stream = served.stream(lazy=is_lazy)
 
     assert list(stream) == ["a", "b"]
     assert stream.provider == "1"
@@ -143,25 +142,17 @@ def test_a_later_error_goes_to_the_caller_once() -> None:
     assert list(served.stream()) == ["other"]
 
 
-def test_first_next_calls_the_function_at_once() -> None:
-    """With "first-next" the function is called at once, and the first item awaited later."""
+def test_lazy_calls_the_function_at_once() -> None:
+    """If lazy, the function is called at once, and the first item awaited later."""
     provider = Recorded(lazy("a"))
     served = Served(provider)
 
-    stream = served.stream("first-next")
+    stream = served.stream(lazy=True)
 
     assert len(provider.streams) == 1
     assert stream.provider is None
     assert next(stream) == "a"
     assert stream.provider == "0"
-
-
-def test_an_unknown_commit_is_refused() -> None:
-    """A commitment that does not exist is named in the error."""
-    served = Served(lazy("a"))
-
-    with pytest.raises(ValueError, match="later"):
-        served.stream("later")  # type: ignore[arg-type]
 
 
 def test_an_empty_stream_succeeds_when_it_ends() -> None:
@@ -215,19 +206,19 @@ WAYS = [_exhaust, _break, _leave, _close_twice, _drop, _do_nothing, Stream.close
 
 
 @pytest.mark.parametrize("leave", WAYS)
-@pytest.mark.parametrize("commit", ["call", "first-next"])
+@pytest.mark.parametrize("is_lazy", [False, True])
 def test_each_way_to_leave_closes_once(
-    leave: Callable[[Stream[str]], None], commit: Literal["call", "first-next"]
+    leave: Callable[[Stream[str]], None], *, is_lazy: bool
 ) -> None:
     """Exhausted, closed or dropped, before or after the first item: closed once, settled once."""
     given_up = Recorded(lazy(ConnectionError()))
     provider = Recorded(lazy("a", "b", "c"))
     served = Served(given_up, provider)
 
-    leave(served.stream(commit))
+    leave(served.stream(lazy=is_lazy))
     gc.collect()
 
-    was_read = leave not in {_do_nothing, Stream.close} or commit == "call"
+    was_read = leave not in {_do_nothing, Stream.close} or not is_lazy
     assert given_up.closings() == [1]
     assert provider.closings() == ([1] if was_read else [])
     assert served.outcomes()[-1] == (
@@ -251,7 +242,7 @@ def test_giving_up_before_the_first_item_harms_nobody() -> None:
     served = Served(lazy("a"))
     served.open_then_wait()
 
-    served.stream("first-next").close()
+    served.stream(lazy=True).close()
 
     assert served.state() is State.HALF_OPEN
     assert list(served.stream()) == ["a"]
@@ -354,12 +345,12 @@ def test_closing_within_the_loop(read: int) -> None:
     assert served.outcomes() == [("0", Outcome.SUCCEEDED)]
 
 
-@pytest.mark.parametrize("commit", ["call", "first-next"])
-def test_closed_is_at_its_end(commit: Literal["call", "first-next"]) -> None:
+@pytest.mark.parametrize("is_lazy", [False, True])
+def test_closed_is_at_its_end(*, is_lazy: bool) -> None:
     """Who reads a stream that was closed before gets nothing, and no provider is asked."""
     provider = Recorded(lazy("a"))
     served = Served(provider)
-    stream = served.stream(commit)
+    stream = served.stream(lazy=is_lazy)
 
     stream.close()
 
@@ -372,8 +363,8 @@ def test_closed_is_at_its_end(commit: Literal["call", "first-next"]) -> None:
     "unmade",
     [
         lambda: chain.__new__(Stream),
-        lambda: object.__new__(Reading),
-        lambda: object.__new__(Source),
+        lambda: object.__new__(StreamState),
+        lambda: object.__new__(ProviderStream),
         lambda: object.__new__(type(CircuitBreaker().guard())),
     ],
     ids=["stream", "reading", "source", "guard"],
@@ -415,11 +406,11 @@ class AtItsEnd(Iterator[str]):
         raise StopIteration
 
 
-@pytest.mark.parametrize("commit", ["call", "first-next"])
-def test_an_empty_stream_is_asked_once(commit: Literal["call", "first-next"]) -> None:
+@pytest.mark.parametrize("is_lazy", [False, True])
+def test_an_empty_stream_is_asked_once(*, is_lazy: bool) -> None:
     """What is at its end is not asked again."""
     provider = AtItsEnd()
-    stream = Served(lambda: provider).stream(commit)
+    stream = Served(lambda: provider).stream(lazy=is_lazy)
 
     assert list(stream) == []
     assert provider.asked == 1
@@ -432,7 +423,7 @@ def test_a_thread_that_is_late_takes_nothing_of_the_next_provider(
     first, second = Recorded(lazy("a")), Recorded(lazy("b", "c", "d"))
     group = FallbackGroup(first, "0")
     group.add_fallback("1", second)
-    stream = group.stream(lambda provider: provider(), commit="first-next")
+    stream = group.stream(lambda provider: provider(), lazy=True)
     late: list[Callable[[], object]] = []
 
     def time_out(_call: object, work: Callable[[object], object], *_: object) -> NoReturn:
@@ -440,7 +431,7 @@ def test_a_thread_that_is_late_takes_nothing_of_the_next_provider(
         late.append(lambda: work(first))
         raise TimeoutError
 
-    monkeypatch.setattr("resilience._run.Call.bounded", time_out)
+    monkeypatch.setattr("resilience._failover.attempts.Call.run", time_out)
     items = [next(stream)]
     with contextlib.suppress(IndexError):  # which the thread throws away
         late[0]()
@@ -454,12 +445,12 @@ def test_given_up_without_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     """A stream whose first item no thread came to fetch is closed at once."""
     owner = Owner()
     group = FallbackGroup(owner, "0", attempt_timeout=60)
-    stream = group.stream(lambda owner: owner, commit="first-next")
+    stream = group.stream(lambda owner: owner, lazy=True)
 
     def refuse(*_: object) -> NoReturn:
         raise ConnectionError
 
-    monkeypatch.setattr("resilience._workers.Workers.call", refuse)
+    monkeypatch.setattr("resilience._failover.workers.WorkerPool.check_room", refuse)
     with pytest.raises(AllFailedError) as raised:
         next(stream)
 
@@ -509,7 +500,7 @@ def test_closing_while_another_thread_awaits_the_first_item(late: Items) -> None
 
     first, other = Recorded(wait), Recorded(lazy("other"))
     served = Served(first, other)
-    stream = served.stream("first-next")
+    stream = served.stream(lazy=True)
     seen: list[str] = []
     reader = threading.Thread(target=lambda: seen.extend(stream))
     reader.start()
@@ -603,7 +594,7 @@ def test_a_closed_stream_keeps_no_failure() -> None:
 
     group = FallbackGroup("first", "first")
     group.add_fallback("second", "second")
-    stream = group.stream(refuse, commit="first-next")
+    stream = group.stream(refuse, lazy=True)
 
     stream.close()
     gc.collect()
@@ -615,7 +606,7 @@ def test_a_dropped_source_is_closed() -> None:
     """What a provider returned is closed even if an interruption has lost it."""
     provider = Recorded(lazy("a"))
 
-    Source(provider())
+    ProviderStream(provider(), copy_context())
     gc.collect()
 
     assert provider.closings() == [1]
@@ -624,10 +615,16 @@ def test_a_dropped_source_is_closed() -> None:
 def test_a_provider_added_during_traffic_is_tried_by_the_next_call() -> None:
     """A stream under way does not see it."""
     served = Served(lazy(ConnectionError()))
-    stream = served.stream("first-next")
+    stream = served.stream(lazy=True)
 
     served.group.add_fallback("1", lazy("a"))
 
     with pytest.raises(AllFailedError):
         next(stream)
     assert list(served.stream()) == ["a"]
+
+
+def test_a_stream_is_not_made_from_an_iterable() -> None:
+    """What `itertools.chain` offers for that is refused."""
+    with pytest.raises(TypeError, match="only opened by a group"):
+        Stream.from_iterable([[1], [2]])

@@ -21,9 +21,9 @@ from resilience import (
     STTFallback,
     stt,
 )
-from resilience._run import Run
-from resilience._session import Session
-from resilience.testing import FakeSession, FakeSTT, ManualClock, Pause
+from resilience._adapters.session import Session
+from resilience._failover.attempts import Attempts
+from resilience.testing import Delay, FakeSession, FakeSTT, ManualClock
 
 CONFIG = stt.StreamConfig(language="en-US")
 TIMEOUT = 10.0
@@ -406,7 +406,7 @@ class TestInterrupted:
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            patch.setattr(Run, "forget", interrupt)
+            patch.setattr(Attempts, "clear_failures", interrupt)
             with pytest.raises(KeyboardInterrupt):
                 recognisers.start()
         gc.collect()
@@ -519,7 +519,7 @@ def test_slow_start_is_part_of_the_duration() -> None:
     clock = ManualClock()
     attempts: list[Attempt] = []
     group = STTFallback(
-        FakeSTT([Pause(2), FakeSession()], clock=clock),
+        FakeSTT([Delay(2), FakeSession()], clock=clock),
         "model",
         FallbackConfig(
             circuit_breaker=CircuitBreakerConfig(clock=clock), on_attempt=attempts.append

@@ -6,7 +6,6 @@ import logging
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from contextvars import copy_context
 from functools import partial
 from queue import Empty, SimpleQueue
 from time import monotonic
@@ -15,8 +14,10 @@ from typing import Any, Generic, NoReturn, TypeVar
 import pytest
 from typing_extensions import override
 
-from resilience import AttemptTimeoutError, _workers
-from resilience._workers import IDLE_SECONDS, MAX_ABANDONED, Workers
+from builds import Freed
+from resilience import AttemptTimeoutError
+from resilience._failover import workers as workers_module
+from resilience._failover.workers import IDLE_SECONDS, MAX_ABANDONED, WorkerPool
 
 R = TypeVar("R")
 
@@ -31,7 +32,7 @@ class Slow(Generic[R]):
         """Hang, and then return what a function returns."""
         self.entered = threading.Event()
         self.over = threading.Event()
-        self.released = threading.Event()
+        self.released = Freed()
         self.thread: threading.Thread | None = None
         self._bring = bring
 
@@ -45,7 +46,7 @@ class Slow(Generic[R]):
     def tracked(self) -> Callable[[], R]:
         """Return this call as an object that nobody else holds."""
         call = _Held(self)
-        weakref.finalize(call, self.released.set)
+        weakref.finalize(call, self.released.tell)
         return call
 
     def end(self) -> None:
@@ -76,13 +77,13 @@ def slow() -> Iterator[Slow[str]]:
 def rested(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     """Return an event that tells when a worker has delivered the outcome of a call."""
     event = threading.Event()
-    rest: Callable[[object], None] = vars(_workers)["_Worker"].rest
+    rest: Callable[[object], None] = vars(workers_module)["_Worker"].mark_idle
 
     def rest_and_tell(worker: object) -> None:
         rest(worker)
         event.set()
 
-    monkeypatch.setattr("resilience._workers._Worker.rest", rest_and_tell)
+    monkeypatch.setattr("resilience._failover.workers._Worker.mark_idle", rest_and_tell)
     return event
 
 
@@ -96,17 +97,28 @@ def until(seconds: float) -> Callable[[], float]:
     return lambda: end - monotonic()
 
 
-def call(workers: Workers, fn: Callable[[], R]) -> R:
+def make(
+    workers: WorkerPool,
+    fn: Callable[[], R],
+    discard: Callable[[R], object],
+    remaining: Callable[[], float],
+) -> R:
+    """Make a call, as each attempt with a time limit does."""
+    workers.check_room()
+    return workers.start(fn, discard).wait(remaining)
+
+
+def call(workers: WorkerPool, fn: Callable[[], R]) -> R:
     """Make a call that has time enough."""
-    return workers.call(fn, drop, until(LIMIT), copy_context())
+    return make(workers, fn, drop, until(LIMIT))
 
 
 def abandon(
-    workers: Workers, slow: Slow[R], discard: Callable[[R], object] = drop, seconds: float = 0.01
+    workers: WorkerPool, slow: Slow[R], discard: Callable[[R], object] = drop, seconds: float = 0.01
 ) -> None:
     """Make a call whose time is soon up."""
     with pytest.raises(AttemptTimeoutError):
-        workers.call(slow.tracked(), discard, until(seconds), copy_context())
+        make(workers, slow.tracked(), discard, until(seconds))
 
 
 class TestThreads:
@@ -114,7 +126,7 @@ class TestThreads:
 
     def test_a_thread_is_used_again(self) -> None:
         """One call after the other is made on one and the same thread."""
-        workers = Workers("model", LIMIT)
+        workers = WorkerPool("model", LIMIT)
 
         threads = {call(workers, threading.current_thread) for _ in range(1000)}
 
@@ -127,29 +139,29 @@ class TestThreads:
         """Whoever has a result finds the thread that made it idle, so one thread is enough."""
         went_on = threading.Event()
         too_late: list[bool] = []
-        rest: Callable[[object], None] = vars(_workers)["_Worker"].rest
+        rest: Callable[[object], None] = vars(workers_module)["_Worker"].mark_idle
 
         def rest_slowly(worker: object) -> None:
             too_late.append(went_on.wait(0.05))
             rest(worker)
 
-        monkeypatch.setattr("resilience._workers._Worker.rest", rest_slowly)
+        monkeypatch.setattr("resilience._failover.workers._Worker.mark_idle", rest_slowly)
 
-        call(Workers("model", LIMIT), lambda: None)
+        call(WorkerPool("model", LIMIT), lambda: None)
         went_on.set()
 
         assert too_late == [False]
 
     def test_threads_are_daemonic_and_have_a_name(self) -> None:
         """No thread keeps the interpreter from ending, and each tells whose it is."""
-        thread = call(Workers("model", LIMIT), threading.current_thread)
+        thread = call(WorkerPool("model", LIMIT), threading.current_thread)
 
         assert thread.daemon
         assert thread.name == "resilience-model"
 
     def test_an_abandoned_thread_is_used_again(self, slow: Slow[str]) -> None:
         """While a call hangs there is another thread; once it has ended, its thread works on."""
-        workers = Workers("model", 0.01)
+        workers = WorkerPool("model", 0.01)
 
         abandon(workers, slow)
         assert slow.entered.wait(LIMIT)
@@ -173,8 +185,8 @@ class TestThreads:
 
     def test_an_idle_thread_ends(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """A thread that has had nothing to do for long ends, and the next call makes a new one."""
-        monkeypatch.setattr(_workers, "IDLE_SECONDS", 0.01)
-        workers = Workers("model", LIMIT)
+        monkeypatch.setattr(workers_module, "IDLE_SECONDS", 0.01)
+        workers = WorkerPool("model", LIMIT)
 
         first = call(workers, threading.current_thread)
         first.join(LIMIT)
@@ -185,8 +197,8 @@ class TestThreads:
 
     def test_a_thread_that_has_ended_is_forgotten(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Nothing is kept of a thread whose idle time is over."""
-        monkeypatch.setattr(_workers, "IDLE_SECONDS", 0.01)
-        workers = Workers("model", LIMIT)
+        monkeypatch.setattr(workers_module, "IDLE_SECONDS", 0.01)
+        workers = WorkerPool("model", LIMIT)
 
         call(workers, threading.current_thread).join(LIMIT)
 
@@ -200,24 +212,23 @@ class TestThreads:
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A thread whose idle time is over just when a call comes makes that call."""
-        monkeypatch.setattr(_workers, "SimpleQueue", HastyQueue)
+        monkeypatch.setattr(workers_module, "SimpleQueue", HastyQueue)
 
         assert (
-            Workers("model", LIMIT / 3).call(lambda: "made", drop, until(LIMIT / 3), copy_context())
-            == "made"
+            make(WorkerPool("model", LIMIT / 3), lambda: "made", drop, until(LIMIT / 3)) == "made"
         )
 
     def test_a_thread_that_has_ended_is_not_given_a_call(self) -> None:
         """A caller whose idle thread ends before it is given the call makes a new one."""
-        workers = Workers("model", LIMIT)
+        workers = WorkerPool("model", LIMIT)
         vars(workers)["_idle"].append(Ending())
 
         assert call(workers, lambda: "made") == "made"
 
     def test_a_thread_that_is_ending_takes_no_call(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """A finalizer that makes a call while a thread ends gets another thread."""
-        monkeypatch.setattr(_workers, "IDLE_SECONDS", 0.01)
-        workers = Workers("model", LIMIT)
+        monkeypatch.setattr(workers_module, "IDLE_SECONDS", 0.01)
+        workers = WorkerPool("model", LIMIT)
         made: list[threading.Thread] = []
 
         class Collected(SimpleQueue[Any]):
@@ -229,7 +240,7 @@ class TestThreads:
                     made.append(call(workers, threading.current_thread))
                 return is_empty
 
-        monkeypatch.setattr(_workers, "SimpleQueue", Collected)
+        monkeypatch.setattr(workers_module, "SimpleQueue", Collected)
         ending = call(workers, threading.current_thread)
         ending.join(LIMIT)
 
@@ -238,7 +249,7 @@ class TestThreads:
 
     def test_a_signal_handler_may_make_a_call(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """A call that is made just when a thread was given another one is made by it, too."""
-        workers = Workers("model", LIMIT)
+        workers = WorkerPool("model", LIMIT)
         made: list[str] = []
 
         class Signalled(SimpleQueue[Any]):
@@ -247,10 +258,10 @@ class TestThreads:
                 super().put(item)
                 if not made:
                     made.append("begun")
-                    item.worker.rest()  # as it does when the call is over by now
+                    item.worker.mark_idle()  # as it does when the call is over by now
                     made.append(call(workers, lambda: "made"))
 
-        monkeypatch.setattr(_workers, "SimpleQueue", Signalled)
+        monkeypatch.setattr(workers_module, "SimpleQueue", Signalled)
 
         assert call(workers, lambda: "too") == "too"
         assert made == ["begun", "made"]
@@ -259,25 +270,25 @@ class TestThreads:
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A thread that was taken and then given nothing ends when its idle time is over."""
-        monkeypatch.setattr(_workers, "IDLE_SECONDS", 0.01)
-        take: Callable[[Workers], threading.Thread] = vars(Workers)["_worker"]
+        monkeypatch.setattr(workers_module, "IDLE_SECONDS", 0.01)
+        take: Callable[[WorkerPool], threading.Thread] = vars(WorkerPool)["_worker"]
 
-        thread = take(Workers("model", LIMIT))
+        thread = take(WorkerPool("model", LIMIT))
         thread.join(LIMIT)
 
         assert not thread.is_alive()
 
     def test_a_call_that_is_over_does_not_hang(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """A caller that is interrupted as it is told of an error leaves no hanging call behind."""
-        monkeypatch.setattr(_workers, "MAX_ABANDONED", 1)
-        workers = Workers("model", LIMIT)
+        monkeypatch.setattr(workers_module, "MAX_ABANDONED", 1)
+        workers = WorkerPool("model", LIMIT)
 
         def interrupt(task: object) -> NoReturn:
-            vars(workers)["_abandoned"].add(task)
+            vars(workers)["abandoned"].add(task)
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            patch.setattr("resilience._workers._Task.abandon", interrupt)
+            patch.setattr("resilience._failover.workers.Task._abandon", interrupt)
             with pytest.raises(KeyboardInterrupt):
                 call(workers, lambda: int("no number"))
 
@@ -285,31 +296,39 @@ class TestThreads:
 
     def test_a_call_that_no_thread_makes_is_not_kept(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """If no thread can be started, the caller is told, and the call dies."""
-        workers = Workers("model", LIMIT)
+        workers = WorkerPool("model", LIMIT)
 
         def refuse(_thread: object) -> NoReturn:
             msg = "can't start new thread"
             raise RuntimeError(msg)
 
-        monkeypatch.setattr("resilience._workers._Worker.start", refuse)
+        monkeypatch.setattr("resilience._failover.workers._Worker.start", refuse)
         slow = Slow(lambda: "never")
         with pytest.raises(RuntimeError, match="start new thread"):
             call(workers, slow.tracked())
 
         gc.collect()
-        assert slow.released.is_set()
+        assert slow.released.wait(LIMIT)
+
+    def test_no_thread_at_the_end_of_the_interpreter(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A thread that would never run is not waited for."""
+        workers = WorkerPool("model", LIMIT)
+        monkeypatch.setattr("sys.is_finalizing", lambda: True)
+
+        with pytest.raises(RuntimeError, match="'model' needs a thread, but the interpreter"):
+            call(workers, lambda: "never")
 
     def test_another_caller_may_be_faster(self) -> None:
         """A caller whose idle thread is snatched away makes a new one."""
-        workers = Workers("model", LIMIT)
+        workers = WorkerPool("model", LIMIT)
         vars(workers)["_idle"] = Snatched()
 
         assert call(workers, lambda: "made") == "made"
 
     def test_a_thread_that_is_gone_is_not_used(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """A thread that lives no more, as after a fork, is passed over."""
-        monkeypatch.setattr(_workers, "IDLE_SECONDS", 0.01)
-        workers = Workers("model", LIMIT)
+        monkeypatch.setattr(workers_module, "IDLE_SECONDS", 0.01)
+        workers = WorkerPool("model", LIMIT)
         gone = call(workers, threading.current_thread)
         gone.join(LIMIT)
         vars(workers)["_idle"].append(gone)
@@ -318,8 +337,8 @@ class TestThreads:
 
     def test_no_call_is_lost_when_threads_end(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """However often threads end, each call is made."""
-        monkeypatch.setattr(_workers, "IDLE_SECONDS", 0.0002)
-        workers = Workers("model", LIMIT)
+        monkeypatch.setattr(workers_module, "IDLE_SECONDS", 0.0002)
+        workers = WorkerPool("model", LIMIT)
 
         numbers, threads = in_threads(workers, callers=4, calls=200)
 
@@ -329,7 +348,7 @@ class TestThreads:
 
     def test_as_many_threads_as_calls_at_once(self) -> None:
         """Each caller gets its own result, and there are no more threads than callers."""
-        numbers, threads = in_threads(Workers("model", LIMIT), callers=8, calls=200)
+        numbers, threads = in_threads(WorkerPool("model", LIMIT), callers=8, calls=200)
 
         assert numbers == list(range(1600))
         assert len(threads) <= 8
@@ -337,7 +356,7 @@ class TestThreads:
 
 def test_the_longest_wait_has_no_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     """A limit may be longer than the longest wait that a lock of the platform allows."""
-    monkeypatch.setattr(_workers, "TIMEOUT_MAX", 0.001)
+    monkeypatch.setattr(workers_module, "TIMEOUT_MAX", 0.001)
     waits = Slow(lambda: "made")
     looks = itertools.count()
 
@@ -346,7 +365,7 @@ def test_the_longest_wait_has_no_limit(monkeypatch: pytest.MonkeyPatch) -> None:
             waits.over.set()
         return LIMIT
 
-    assert Workers("model", LIMIT).call(waits, drop, remaining, copy_context()) == "made"
+    assert make(WorkerPool("model", LIMIT), waits, drop, remaining) == "made"
 
 
 class HastyQueue(SimpleQueue[Any]):
@@ -410,7 +429,7 @@ class Forgetful(set[object]):
 
 
 def in_threads(
-    workers: Workers, *, callers: int, calls: int
+    workers: WorkerPool, *, callers: int, calls: int
 ) -> tuple[list[int], set[threading.Thread]]:
     """Make calls in several threads at once, and return their results and their workers."""
     results: list[tuple[int, threading.Thread]] = []
@@ -441,10 +460,10 @@ class TestTime:
 
     def test_no_time_left(self, slow: Slow[str]) -> None:
         """A call whose time is up from the beginning is abandoned."""
-        workers = Workers("model", 0.5)
+        workers = WorkerPool("model", 0.5)
 
         with pytest.raises(AttemptTimeoutError) as caught:
-            workers.call(slow, drop, lambda: 0.0, copy_context())
+            make(workers, slow, drop, lambda: 0.0)
 
         assert (caught.value.provider, caught.value.timeout) == ("model", 0.5)
 
@@ -458,24 +477,21 @@ class TestTime:
                 slow.over.set()
             return left
 
-        assert Workers("model", 0.001).call(slow, drop, remaining, copy_context()) == "late"
+        assert make(WorkerPool("model", 0.001), slow, drop, remaining) == "late"
 
     def test_a_result_in_the_last_moment(
         self, rested: threading.Event, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A result that is there when the time is up is in time, and its call is not abandoned."""
-        monkeypatch.setattr(_workers, "MAX_ABANDONED", 1)
-        workers = Workers("model", LIMIT)
+        monkeypatch.setattr(workers_module, "MAX_ABANDONED", 1)
+        workers = WorkerPool("model", LIMIT)
         discarded: list[str] = []
 
         def remaining() -> float:
             assert rested.wait(LIMIT)
             return 0.0
 
-        assert (
-            workers.call(lambda: "just so", discarded.append, remaining, copy_context())
-            == "just so"
-        )
+        assert make(workers, lambda: "just so", discarded.append, remaining) == "just so"
         assert call(workers, lambda: "next") == "next"
         assert discarded == []
 
@@ -488,7 +504,7 @@ class TestErrors:
     )
     def test_an_error_reaches_the_caller(self, error: type[BaseException]) -> None:
         """Whatever a call raises is raised to the caller as it is, and the thread works on."""
-        workers = Workers("model", LIMIT)
+        workers = WorkerPool("model", LIMIT)
         raised = error("what it says")
         threads: list[threading.Thread] = []
 
@@ -516,7 +532,7 @@ class TestErrors:
         slow = Slow(fail)
         discarded: list[str] = []
 
-        abandon(Workers("model", 0.01), slow, discarded.append)
+        abandon(WorkerPool("model", 0.01), slow, discarded.append)
         slow.end()
 
         (record,) = caplog.records
@@ -529,7 +545,7 @@ class TestErrors:
         discarded: list[tuple[str, threading.Thread]] = []
 
         abandon(
-            Workers("model", 0.01),
+            WorkerPool("model", 0.01),
             slow,
             lambda result: discarded.append((result, threading.current_thread())),
         )
@@ -544,7 +560,7 @@ class TestErrors:
         self, slow: Slow[str], caplog: pytest.LogCaptureFixture
     ) -> None:
         """If discarding raises, that is logged, and the thread works on."""
-        workers = Workers("model", 0.01)
+        workers = WorkerPool("model", 0.01)
 
         def fail(_result: str) -> None:
             raise ConnectionError
@@ -573,11 +589,11 @@ class TestInterruptions:
             raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            Workers("model", LIMIT).call(
+            make(
+                WorkerPool("model", LIMIT),
                 slow.tracked(),
                 lambda result: discarded.append((result, threading.current_thread())),
                 remaining,
-                copy_context(),
             )
         slow.end()
 
@@ -593,11 +609,11 @@ class TestInterruptions:
             raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            Workers("model", LIMIT).call(
+            make(
+                WorkerPool("model", LIMIT),
                 lambda: "unwanted",
                 lambda result: discarded.append((result, threading.current_thread())),
                 remaining,
-                copy_context(),
             )
 
         assert discarded == [("unwanted", threading.current_thread())]
@@ -606,14 +622,14 @@ class TestInterruptions:
         self, slow: Slow[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A call whose caller was interrupted hangs like any other."""
-        monkeypatch.setattr(_workers, "MAX_ABANDONED", 1)
-        workers = Workers("model", LIMIT)
+        monkeypatch.setattr(workers_module, "MAX_ABANDONED", 1)
+        workers = WorkerPool("model", LIMIT)
 
         def remaining() -> float:
             raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            workers.call(slow.tracked(), drop, remaining, copy_context())
+            make(workers, slow.tracked(), drop, remaining)
 
         with pytest.raises(AttemptTimeoutError):
             call(workers, lambda: "refused")
@@ -628,8 +644,8 @@ class TestBound:
         self, slow: Slow[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """With so many calls hanging no other is made, until one of them comes back."""
-        monkeypatch.setattr(_workers, "MAX_ABANDONED", 2)
-        workers = Workers("model", 0.01)
+        monkeypatch.setattr(workers_module, "MAX_ABANDONED", 2)
+        workers = WorkerPool("model", 0.01)
         other = Slow(lambda: "later")
         made: list[str] = []
         for hanging in (slow, other):
@@ -652,9 +668,9 @@ class TestBound:
         self, slow: Slow[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A thread that has died leaves nothing behind that would refuse further calls."""
-        monkeypatch.setattr(_workers, "MAX_ABANDONED", 1)
+        monkeypatch.setattr(workers_module, "MAX_ABANDONED", 1)
         monkeypatch.setattr(threading, "excepthook", drop)
-        workers = Workers("model", 0.01)
+        workers = WorkerPool("model", 0.01)
 
         def end_the_thread(_result: str) -> None:
             raise SystemExit
@@ -671,9 +687,9 @@ class TestBound:
         self, slow: Slow[str], rested: threading.Event, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A call that an interruption left among the abandoned counts until it is over."""
-        monkeypatch.setattr(_workers, "MAX_ABANDONED", 1)
-        workers = Workers("model", 0.01)
-        vars(workers)["_abandoned"] = Forgetful()
+        monkeypatch.setattr(workers_module, "MAX_ABANDONED", 1)
+        workers = WorkerPool("model", 0.01)
+        vars(workers)["abandoned"] = Forgetful()
 
         abandon(workers, slow)
         slow.over.set()
@@ -685,10 +701,10 @@ class TestBound:
         self, slow: Slow[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The calls of one provider that hang refuse none of another."""
-        monkeypatch.setattr(_workers, "MAX_ABANDONED", 1)
-        abandon(Workers("model", 0.01), slow)
+        monkeypatch.setattr(workers_module, "MAX_ABANDONED", 1)
+        abandon(WorkerPool("model", 0.01), slow)
 
-        assert call(Workers("other", LIMIT), lambda: "admitted") == "admitted"
+        assert call(WorkerPool("other", LIMIT), lambda: "admitted") == "admitted"
 
     def test_the_bound_is_64(self) -> None:
         """The number that the docs tell is the number."""

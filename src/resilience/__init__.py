@@ -1,19 +1,20 @@
 """Circuit breakers and failover for language models, speech recognisers and synthesisers."""
 
-from resilience._circuit_breaker import CircuitBreaker
-from resilience._circuit_config import CircuitBreakerConfig, State, StateChange
-from resilience._fallback import FallbackGroup, execute_with_result
-from resilience._fallback_config import Attempt, FallbackConfig, Outcome
-from resilience._llm_fallback import LLMFallback
-from resilience._stream import Stream
-from resilience._stt_fallback import STTFallback
-from resilience._tts_fallback import TTSFallback
+from resilience._adapters.llm import LLMFallback
+from resilience._adapters.stt import STTFallback
+from resilience._adapters.tts import TTSFallback
+from resilience._breaker.breaker import CircuitBreaker
+from resilience._breaker.config import CircuitBreakerConfig, State, StateChange
+from resilience._failover.config import Attempt, FallbackConfig, Outcome
+from resilience._failover.group import FallbackGroup, execute_with_result
+from resilience._failover.stream import Stream
 from resilience.exceptions import (
     AllFailedError,
     AttemptTimeoutError,
     CircuitOpenError,
     EmptyStreamError,
     ResilienceError,
+    UnsupportedRequestError,
 )
 
 __all__ = [
@@ -34,5 +35,6 @@ __all__ = [
     "StateChange",
     "Stream",
     "TTSFallback",
+    "UnsupportedRequestError",
     "execute_with_result",
 ]

@@ -1,4 +1,4 @@
-"""The library's one logger, and the line for an exception that goes no further.
+"""The library's one logger, and the line for an exception that is not passed on.
 
 Messages of foreign exceptions may quote prompts and transcripts, so only the type of an exception
 and the place where it was raised are logged.
@@ -10,14 +10,14 @@ from traceback import walk_tb
 logger = logging.getLogger("resilience")
 
 
-def log_swallowed(culprit: str, error: Exception) -> None:
+def log_suppressed(source: str, error: Exception) -> None:
     """Log an exception of foreign code that must not disturb the call under way."""
     *_, (frame, line) = walk_tb(error.__traceback__)
     logger.error(
         "%s raised %s at %s:%d",
-        culprit,
+        source,
         type(error).__name__,
         frame.f_code.co_filename,
         line,
-        extra={"resilience_culprit": culprit, "resilience_error": type(error).__name__},
+        extra={"resilience_source": source, "resilience_error": type(error).__name__},
     )

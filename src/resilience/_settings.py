@@ -1,78 +1,84 @@
-"""What a setting may be: each refusal names the setting and the value."""
+"""Checks of settings: each error names the setting and the value."""
 
 import inspect
 import math
 from collections.abc import Callable, Coroutine
 from datetime import timedelta
-from typing import Any, NoReturn, TypeAlias, cast
+from typing import NoReturn, SupportsIndex, TypeAlias, cast
 
-from resilience._log import log_swallowed
+from typing_extensions import override
+
+from resilience._log import log_suppressed
 from resilience.exceptions import AttemptTimeoutError, EmptyStreamError
 
 ExceptionFilter: TypeAlias = (
-    type[Exception] | tuple[type[Exception], ...] | Callable[[Exception], bool]
+    type[BaseException] | tuple[type[BaseException], ...] | Callable[[Exception], bool]
 )
 """Which exceptions are meant: those of a type, of one of several types, or by a predicate."""
 
 
 _LONGEST = 1e9  # seconds, some 30 years: finite for every clock and every lock
 
+_INTERRUPTIONS = (KeyboardInterrupt, SystemExit, GeneratorExit)
+"""Exceptions that end a program or a generator, whatever the state of a provider."""
 
-def kind(setting: str, value: object, wanted: type) -> None:
-    """Refuse what is not an instance of a class."""
+
+def check_type(setting: str, value: object, wanted: type) -> None:
+    """Raise for a value that is not an instance of a class."""
     if not isinstance(value, wanted):
-        msg = f"{setting} must be a {wanted.__name__}, not {value!r}"
+        article = "an" if wanted.__name__[0] in "AEIO" else "a"
+        msg = f"{setting} must be {article} {wanted.__name__}, got {value!r}"
         raise TypeError(msg)
 
 
-def text(setting: str, value: object) -> str:
+def check_name(setting: str, value: object) -> str:
     """Return a string, the empty one for None."""
     if value is None:
         return ""
     if not isinstance(value, str):
-        msg = f"{setting} must be a string, not {value!r}"
+        msg = f"{setting} must be a string, got {value!r}"
         raise TypeError(msg)
     return value
 
 
-def count(setting: str, value: object, default: int) -> int:
+def check_count(setting: str, value: object, default: int) -> int:
     """Return a positive whole number, the default for 0 and None."""
     if value is None:
         return default
     if isinstance(value, bool) or not isinstance(value, int):
-        msg = f"{setting} must be a whole number, not {value!r}"
+        msg = f"{setting} must be a whole number, got {value!r}"
         raise TypeError(msg)
     if value < 0:
-        msg = f"{setting} must not be negative, not {value!r}"
+        msg = f"{setting} must be 0 or more, got {value!r}"
         raise ValueError(msg)
     return value or default
 
 
-def seconds(setting: str, value: object, default: float) -> float:
+def check_seconds(setting: str, value: object, default: float) -> float:
     """Return a duration in seconds, finite and positive, the default for 0 and None."""
     if value is None:
         return default
     if isinstance(value, timedelta):
-        return seconds(setting, value.total_seconds(), default)
+        return check_seconds(setting, value.total_seconds(), default)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        msg = f"{setting} must be a number of seconds or a timedelta, not {value!r}"
+        msg = f"{setting} must be a number of seconds or a timedelta, got {value!r}"
         raise TypeError(msg)
     if not 0 <= value < math.inf:
-        msg = f"{setting} must be finite and not negative, not {value!r}"
+        msg = f"{setting} must be finite and 0 or more, got {value!r}"
         raise ValueError(msg)
     if value > _LONGEST:
-        msg = f"{setting} must be at most {_LONGEST:g} seconds, not {value!r}"
+        msg = f"{setting} must be at most {_LONGEST:g} seconds, got {value!r}"
         raise ValueError(msg)
     return float(value) or default
 
 
-def function(setting: str, value: object) -> None:
-    """Refuse what cannot be called, and what would only return a coroutine."""
+def check_callable(setting: str, value: object) -> None:
+    """Raise for what cannot be called, and for what would only return a coroutine."""
     if not callable(value):
-        msg = f"{setting} must be callable, not {value!r}"
+        msg = f"{setting} must be callable, got {value!r}"
         raise TypeError(msg)
     if is_kind(inspect.iscoroutinefunction, value) or is_kind(inspect.isasyncgenfunction, value):
-        msg = f"{setting} must be synchronous, not the coroutine function {value!r}"
+        msg = f"{setting} must be synchronous, got the coroutine function {value!r}"
         raise TypeError(msg)
 
 
@@ -81,34 +87,68 @@ def is_kind(check: Callable[[object], bool], fn: object) -> bool:
     return any(check(each) for each in (fn, getattr(fn, "__func__", fn), type(fn).__call__))
 
 
-def refuse_coroutine(fn: object, result: Coroutine[Any, Any, Any]) -> NoReturn:
-    """Refuse a function that has returned a coroutine, which is closed."""
-    result.close()  # else the interpreter warns that it was never awaited
-    msg = f"fn must be synchronous, not the coroutine function {fn!r}"
-    raise TypeError(msg)
+class Uncopyable:
+    """An object that cannot be copied or pickled, since the copy would share half of its state."""
+
+    __slots__ = ()
+
+    @override
+    def __reduce_ex__(self, _protocol: SupportsIndex, /) -> NoReturn:
+        """Raise, for `copy`, `deepcopy` and `pickle`."""
+        msg = f"{type(self).__name__} cannot be copied or pickled: it guards state with a lock"
+        raise TypeError(msg)
 
 
-def exception_filter(setting: str, value: object) -> None:
-    """Refuse what is neither a type of exceptions, nor a tuple of them, nor a predicate."""
-    if not isinstance(value, (type, tuple)):
-        function(setting, value)
-        return
-    for each in cast("tuple[object, ...]", value) if isinstance(value, tuple) else (value,):
-        if not (isinstance(each, type) and issubclass(each, Exception)):
-            msg = f"{setting} must hold subclasses of Exception, not {each!r}"
-            raise TypeError(msg)
+def check_exception_type(setting: str, value: object, wanted: str) -> None:
+    """Raise for what is not a type of exceptions."""
+    if not (isinstance(value, type) and issubclass(value, BaseException)):
+        msg = f"{setting} must be {wanted}, got {value!r}"
+        raise TypeError(msg)
 
 
-def matches(setting: str, wanted: ExceptionFilter, error: Exception) -> bool:
-    """Tell whether an exception is among the wanted.
+def check_exception_filter(setting: str, value: object) -> None:
+    """Raise for what is neither a type of exceptions, nor a tuple of them, nor a predicate."""
+    wanted = "an exception type, a tuple of exception types or a predicate"
+    if isinstance(value, (type, tuple)):
+        for each in cast("tuple[object, ...]", value) if isinstance(value, tuple) else (value,):
+            _check_countable(setting, each, wanted)
+    elif callable(value):
+        check_callable(setting, value)
+    else:
+        msg = f"{setting} must be {wanted}, got {value!r}"
+        raise TypeError(msg)
 
-    Types stand for themselves and for the verdicts of this library on a silent provider, which no
-    client knows of. A predicate that raises is logged and taken as if it had not been set.
+
+def _check_countable(setting: str, value: object, wanted: str) -> None:
+    check_exception_type(setting, value, wanted)
+    kind = cast("type[BaseException]", value)
+    if issubclass(kind, _INTERRUPTIONS) or issubclass(KeyboardInterrupt, kind):
+        msg = f"{setting} must not include interruptions such as KeyboardInterrupt, got {kind!r}"
+        raise TypeError(msg)
+
+
+def matches(setting: str, wanted: ExceptionFilter, error: BaseException) -> bool:
+    """Tell whether a filter includes an exception.
+
+    Types include the library's own errors for a silent provider, which no client library has. A
+    predicate is called for instances of `Exception` only; one that raises, or returns a coroutine,
+    is logged and treated as if it had returned True.
     """
     try:
         if isinstance(wanted, (type, tuple)):
             return isinstance(error, (wanted, AttemptTimeoutError, EmptyStreamError))
-        return bool(wanted(error))
+        if not isinstance(error, Exception):
+            return False
+        return bool(refuse_coroutine(setting, wanted(error)))
     except Exception as raised:
-        log_swallowed(setting, raised)
+        log_suppressed(setting, raised)
         return True
+
+
+def refuse_coroutine(source: str, result: object) -> object:
+    """Return a result; raise for a coroutine, which is closed."""
+    if isinstance(result, Coroutine):
+        result.close()  # else Python warns that it was never awaited
+        msg = f"{source} must be synchronous, but returned a coroutine"
+        raise TypeError(msg)
+    return result

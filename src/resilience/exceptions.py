@@ -1,12 +1,14 @@
-"""What the library raises, as one tree.
+"""The exceptions of the library.
 
     ResilienceError
     ├── CircuitOpenError       the breaker did not admit the call
     ├── AllFailedError         no provider of the group succeeded
     ├── AttemptTimeoutError    one attempt took too long (also a TimeoutError)
-    └── EmptyStreamError       a stream ended before it began
+    └── EmptyStreamError       a stream ended before its first item
+    UnsupportedRequestError    raised by providers: another one may serve this request
 
-All of them survive `pickle` and `copy`.
+All of them survive `pickle` and `copy`, and can be rebuilt from their `args` after these were
+stored as JSON, as the result backends of task queues do.
 """
 
 import pickle
@@ -17,39 +19,57 @@ from typing import Self, final
 from typing_extensions import override
 
 
+class UnsupportedRequestError(Exception):
+    """A healthy provider cannot serve this request; another one may.
+
+    Raised by providers, for instance for a picture that the model cannot see. The next provider is
+    tried, and the exception never counts: neither `failure_on` nor `fallback_on` is applied.
+    """
+
+
 class ResilienceError(Exception):
     """Base of all errors that this library raises by itself."""
 
 
 @final
 class CircuitOpenError(ResilienceError):
-    """The breaker did not admit the call: the protected function was not even tried.
+    """The breaker did not admit the call: the protected function was not called.
 
     Attributes:
         name: Name of the breaker.
         retry_after: Seconds until a call may be admitted again, as known when the error was
-            made; at most so many if probes are under way. None when nobody can say: the breaker
+            made; an upper bound if probes are under way. None if that is not known: the breaker
             is isolated until it is reset.
+        reason: Type and message of the failure that opened the breaker, as text; None if it was
+            not opened by a failure.
     """
 
     # Without a dictionary for each error, and with arguments that are in `args` already: a
     # rejected call should cost little.
-    __slots__ = ("name", "retry_after")
+    __slots__ = ("name", "reason", "retry_after")
 
-    def __init__(self, name: str, retry_after: float | None = None) -> None:
-        """Make an error from the breaker's name and the seconds to wait."""
+    def __init__(
+        self, name: str, retry_after: float | None = None, reason: str | None = None
+    ) -> None:
+        """Make an error from the breaker's name, the seconds to wait and the reason."""
         self.name: str = name
         self.retry_after: float | None = retry_after
+        self.reason: str | None = reason
 
     @override
     def __str__(self) -> str:
+        circuit = f"circuit {self.name!r}" if self.name else "circuit (unnamed)"
         if self.retry_after is None:
-            return f"circuit {self.name!r} is open until it is reset"
-        return f"circuit {self.name!r} is open, retry in {round(self.retry_after, 2):.12g} s"
+            wait = "is open until it is reset"
+        else:
+            wait = f"is open, retry in {round(self.retry_after, 2):.12g} s"
+        return f"{circuit} {wait}" + (f" (last failure: {self.reason})" if self.reason else "")
 
     @override
-    def __reduce__(self) -> tuple[type[Self], tuple[str, float | None], dict[str, object]]:
-        return type(self), (self.name, self.retry_after), vars(self)
+    def __reduce__(
+        self,
+    ) -> tuple[type[Self], tuple[str, float | None, str | None], dict[str, object]]:
+        return type(self), (self.name, self.retry_after, self.reason), vars(self)
 
 
 @final
@@ -61,39 +81,38 @@ class AllFailedError(ResilienceError):
     Attributes:
         failures: Read-only mapping from the name of each provider to its exception, in the
             order of the group. A provider that was skipped has a `CircuitOpenError` of its name.
-        retry_after: Shortest wait in seconds among the skipped providers, None if no provider
-            was skipped or none of the skipped can say.
+        retry_after: Shortest wait in seconds after which a call may be served: 0 if a provider
+            failed in this call and its breaker is still closed, else the shortest wait among the
+            open breakers; None if that is not known.
     """
 
-    def __init__(self, failures: Mapping[str, Exception]) -> None:
-        """Make an error from the failures of all providers, which are copied in."""
-        failures = dict(failures)
-        reasons = "; ".join(f"{name}: {_describe(error)}" for name, error in failures.items())
-        super().__init__(f"all providers failed: {reasons}")
-        self.__cause__: BaseException | None = next(reversed(failures.values()), None)
-        self.failures: Mapping[str, Exception] = MappingProxyType(failures)
-        self.retry_after: float | None = min(
-            (
-                error.retry_after
-                for error in failures.values()
-                if isinstance(error, CircuitOpenError)
-                and error.__traceback__ is None  # else the provider itself has raised it
-                and error.retry_after is not None
-            ),
-            default=None,
-        )
+    def __init__(
+        self, failures: Mapping[str, BaseException] | str, retry_after: float | None = None
+    ) -> None:
+        """Make an error from the failures of all providers.
+
+        Args:
+            failures: Failure of each provider, copied in; or the message of an error that is
+                rebuilt from its `args`, whose failures are not known.
+            retry_after: Shortest wait in seconds, None if that is not known.
+        """
+        known = {} if isinstance(failures, str) else dict(failures)
+        super().__init__(failures if isinstance(failures, str) else _list_failures(known))
+        self.__cause__: BaseException | None = next(reversed(known.values()), None)
+        self.failures: Mapping[str, BaseException] = MappingProxyType(known)
+        self.retry_after: float | None = retry_after
 
     @override
     def __reduce__(
         self,
-    ) -> tuple[type[Self], tuple[dict[str, Exception]], dict[str, object]]:
+    ) -> tuple[type[Self], tuple[dict[str, BaseException] | str], dict[str, object]]:
         failures = {name: _portable(error) for name, error in self.failures.items()}
         state = {key: value for key, value in vars(self).items() if key != "failures"}
-        return type(self), (failures,), state
+        return type(self), (failures or str(self),), state
 
     def __copy__(self) -> Self:
         """Return an error that shares this one's failures."""
-        copied = type(self)(self.failures)
+        copied = type(self)(self.failures or str(self))
         vars(copied).update(vars(self))
         return copied
 
@@ -105,17 +124,29 @@ class AttemptTimeoutError(ResilienceError, TimeoutError):
     Attributes:
         provider: Name of the provider.
         timeout: Seconds that the attempt was given.
+        hanging: How many abandoned calls still hang, if they are so many that this attempt was
+            not started; else None.
     """
 
-    def __init__(self, provider: str, timeout: float) -> None:
-        """Make an error from the provider's name and the seconds it was given."""
-        super().__init__(f"{provider!r} did not answer within {timeout:g} s")
-        self.provider = provider
-        self.timeout = timeout
+    def __init__(self, provider: str, timeout: float, hanging: int | None = None) -> None:
+        """Make an error from the provider's name, the seconds it was given and what hangs."""
+        super().__init__()
+        # Not passed on: `OSError` takes two for a number and a text.
+        data = (provider, timeout)
+        self.args: tuple[object, ...] = data if hanging is None else (*data, hanging)
+        self.provider: str = provider
+        self.timeout: float = timeout
+        self.hanging: int | None = hanging
 
     @override
-    def __reduce__(self) -> tuple[type[Self], tuple[str, float], dict[str, object]]:
-        return type(self), (self.provider, self.timeout), vars(self)
+    def __str__(self) -> str:
+        if self.hanging is not None:
+            return f"{self.provider!r} was not called: {self.hanging} abandoned calls still hang"
+        return f"{self.provider!r} did not answer within {self.timeout:g} s"
+
+    @override
+    def __reduce__(self) -> tuple[type[Self], tuple[str, float, int | None], dict[str, object]]:
+        return type(self), (self.provider, self.timeout, self.hanging), vars(self)
 
 
 @final
@@ -127,18 +158,36 @@ class EmptyStreamError(ResilienceError):
         super().__init__(message)
 
 
+def _was_skipped(error: BaseException) -> bool:
+    """Tell whether an error stands for a provider that was not tried.
+
+    That is a `CircuitOpenError` made for a skipped provider, which has no traceback unlike one that
+    a provider has raised, or the `AllFailedError` of a group none of whose providers was tried.
+    """
+    if isinstance(error, AllFailedError):
+        return bool(error.failures) and all(map(_was_skipped, error.failures.values()))
+    return isinstance(error, CircuitOpenError) and error.__traceback__ is None
+
+
 def _describe(error: BaseException) -> str:
     """Return type and text of an error, also of one whose own `str` raises."""
+    name = type(error).__name__
     try:
-        return f"{type(error).__name__}: {error}"
+        text = str(error)
     except Exception:
-        return f"{type(error).__name__} (its message cannot be read)"
+        return f"{name} (its message cannot be read)"
+    return f"{name}: {text}" if text else name
 
 
-def _portable(error: Exception) -> Exception:
+def _list_failures(failures: Mapping[str, BaseException]) -> str:
+    reasons = "; ".join(f"{name}: {_describe(error)}" for name, error in failures.items())
+    return f"all providers failed: {reasons}"
+
+
+def _portable(error: BaseException) -> BaseException:
     """Return the error, or where it cannot be pickled a stand-in with its type and text."""
     try:
-        survives = isinstance(pickle.loads(pickle.dumps(error)), Exception)
+        survives = isinstance(pickle.loads(pickle.dumps(error)), BaseException)
     except Exception:
         survives = False
     return error if survives else ResilienceError(_describe(error))

@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeAlias, final
 
 Role: TypeAlias = Literal["system", "user", "assistant", "tool"]
-"""Who speaks in a message."""
+"""Who wrote a message."""
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolCall:
-    """A model's wish to have a function called.
+    """A model's request to call a function.
 
     Attributes:
         id: Name of this call, to which the result refers.
@@ -32,7 +32,7 @@ class ToolCall:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolDefinition:
-    """A function that a model may wish to have called.
+    """A function that a model may ask to be called.
 
     Attributes:
         name: Name of the function.
@@ -51,8 +51,8 @@ class Message:
     """One message of a conversation.
 
     Attributes:
-        role: Who speaks.
-        content: What is said; may be empty beside tool calls.
+        role: Who wrote it.
+        content: Its text; may be empty if there are tool calls.
         name: Which of several speakers of the same role.
         tool_calls: Calls that an assistant's message asks for.
         tool_call_id: In a tool's message, the call that it answers.
@@ -68,7 +68,7 @@ class Message:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompletionRequest:
-    """A conversation that a model shall continue.
+    """A conversation that a model is to continue.
 
     Attributes:
         messages: The conversation, oldest message first.
@@ -88,7 +88,7 @@ class CompletionRequest:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """What an answer has cost.
+    """The tokens that an answer used.
 
     Attributes:
         prompt_tokens: Tokens of the request.
@@ -110,10 +110,10 @@ class CompletionResponse:
     """A whole answer.
 
     Attributes:
-        content: What the model says.
-        tool_calls: Functions that it wants called.
-        finish_reason: Why it ended, in the provider's words, such as "stop" or "length".
-        usage: What it has cost, if the provider says.
+        content: Its text.
+        tool_calls: Functions that the model asks to be called.
+        finish_reason: Why it ended, as the provider names it, such as "stop" or "length".
+        usage: The tokens that it used, if the provider reports them.
     """
 
     content: str = ""
@@ -128,10 +128,10 @@ class Chunk:
     """A piece of an answer.
 
     Attributes:
-        content: What the model says next.
-        tool_calls: Functions that it wants called, each one whole.
-        finish_reason: Why it ended, in the last chunk; None before.
-        usage: What the answer has cost, if the provider says, in the last chunk.
+        content: The next part of its text.
+        tool_calls: Functions that the model asks to be called, each one complete.
+        finish_reason: Why the answer ended, in the last chunk; None before.
+        usage: The tokens that the answer used, if the provider reports them, in the last chunk.
     """
 
     content: str = ""
@@ -164,7 +164,7 @@ class Provider(Protocol):
     """A language model.
 
     A method that cannot do its work raises; it never returns something empty instead. Which
-    exceptions it raises is the provider's affair. One provider may be called by several threads
+    exceptions it raises is up to the provider. One provider may be called by several threads
     at a time.
     """
 
@@ -188,7 +188,7 @@ class Provider(Protocol):
         """Answer a request piece by piece.
 
         The work may begin with this call or with the first `next()`. If what is returned has a
-        method `close()`, it is called once when the answer has ended or is no longer wanted, by any
+        method `close()`, it is called once when the answer has ended or is no longer needed, by any
         thread, but not while a `next()` is under way.
 
         Args:

@@ -9,7 +9,7 @@ from typing import Protocol, final
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Keyword:
-    """A word or phrase that is likely to be said.
+    """A word or phrase that is likely to occur.
 
     Attributes:
         text: The phrase.
@@ -23,13 +23,13 @@ class Keyword:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamConfig:
-    """What a session will hear: 16-bit little-endian PCM, unless the provider says otherwise.
+    """The audio of a session: 16-bit little-endian PCM, unless the provider documents another.
 
     Attributes:
         sample_rate: Samples of one channel in a second, in Hz.
         channels: Number of channels, interleaved.
-        language: BCP-47 tag of the language; None for the provider to find out.
-        keywords: Phrases that are likely to be said.
+        language: BCP-47 tag of the language; None for the provider to detect it.
+        keywords: Phrases that are likely to occur.
     """
 
     sample_rate: int = 16_000
@@ -123,7 +123,7 @@ class SessionHandle(Protocol):
 
     @abstractmethod
     def set_keywords(self, keywords: Sequence[Keyword]) -> None:
-        """Replace the phrases that are likely to be said.
+        """Replace the phrases that are likely to occur.
 
         Args:
             keywords: The new phrases.
@@ -135,7 +135,7 @@ class SessionHandle(Protocol):
 
     @abstractmethod
     def close(self) -> None:
-        """End the session and let go of what it holds.
+        """End the session and release what it holds.
 
         Any thread may call it, also while others wait for transcripts, which end then. Closing it
         again does nothing.
@@ -155,7 +155,7 @@ class Provider(Protocol):
         """Start a session.
 
         Args:
-            config: What the session will hear.
+            config: The audio of the session.
 
         Returns:
             A session, which the caller closes.

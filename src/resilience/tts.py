@@ -33,10 +33,10 @@ class Provider(Protocol):
 
     @abstractmethod
     def synthesize_stream(self, text: Iterable[str], voice: VoiceProfile) -> Iterable[bytes]:
-        """Speak a text as it comes.
+        """Synthesise a text as it arrives.
 
         The work may begin with this call or with the first `next()`. If what is returned has a
-        method `close()`, it is called once when the audio has ended or is no longer wanted, by any
+        method `close()`, it is called once when the audio has ended or is no longer needed, by any
         thread, but not while a `next()` is under way.
 
         Args:
@@ -46,8 +46,8 @@ class Provider(Protocol):
 
         Returns:
             The audio in order: 16-bit little-endian PCM of one channel, unless the provider says
-            otherwise; at least one piece if the text has something to say. Iterating over it raises
-            if the speech breaks off.
+            otherwise; at least one piece if the text has a letter or a digit. Iterating over it
+            raises if the audio breaks off.
 
         Raises:
             Exception: There is no audio.

@@ -136,17 +136,6 @@ class CooperativeLock:
             if self._depth == 0:
                 self._owner = None
 
-    # What a condition asks of its lock, besides what `with` needs.
-    acquire, release = __enter__, __exit__
-
-    def _is_owned(self) -> bool:
-        """Tell whether the present thread has the lock."""
-        return self._owner is not None and self._owner == self._stepping()
-
-    def _stepping(self) -> int | None:
-        stepper = self.stepper
-        return stepper.current() if stepper is not None and stepper.is_stepping() else None
-
 
 Case = Callable[[], tuple[Stepper, Callable[[], None]]]
 """Makes a fresh case: its threads, and the check when all of them are done."""
@@ -222,6 +211,6 @@ def _accesses(file: str, attributes: frozenset[str]) -> dict[int, Access]:
     lines: dict[int, set[tuple[str, str]]] = {}
     for node in ast.walk(ast.parse(Path(file).read_text(encoding="utf-8"))):
         if isinstance(node, ast.Attribute) and node.attr in attributes:
-            how = "write" if isinstance(node.ctx, ast.Store) or node.attr == "_events" else "read"
+            how = "write" if isinstance(node.ctx, ast.Store) else "read"
             lines.setdefault(node.lineno, set()).add((node.attr, how))
     return {line: frozenset(touched) for line, touched in lines.items()}

@@ -66,7 +66,7 @@ assert_type(breaker(dialogue)("first"), Generator[str, int, bytes])
 decorated()  # type: ignore[call-arg]
 decorated(3)  # type: ignore[arg-type]
 decorated("why?", heat=0.5)  # type: ignore[call-arg]
-breaker("ask")  # type: ignore[arg-type]
+breaker("ask")  # type: ignore[call-overload]
 
 
 class Client:
@@ -81,7 +81,7 @@ class Client:
 assert_type(Client().ask("why?"), int)
 Client().ask(3)  # type: ignore[arg-type]
 
-# guard: the body's errors are not swallowed, so nothing need stand after it
+# guard: it does not suppress errors of the body, so no code is needed after it
 
 
 def guarded() -> int:
@@ -139,7 +139,8 @@ CircuitBreakerConfig("model")  # type: ignore[call-arg]
 CircuitBreakerConfig(max_failures=1.5)  # type: ignore[arg-type]
 CircuitBreakerConfig(reset_timeout="5")  # type: ignore[arg-type]
 CircuitBreakerConfig(failure_on=int)  # type: ignore[arg-type]
-CircuitBreakerConfig(failure_on=KeyboardInterrupt)  # type: ignore[arg-type]
+CircuitBreakerConfig(failure_on=BaseExceptionGroup)
+CircuitBreakerConfig(failure_on=(OSError, BaseExceptionGroup))
 CircuitBreakerConfig(failure_on=[OSError])  # type: ignore[arg-type]
 CircuitBreakerConfig(retry_after=len)  # type: ignore[arg-type]
 CircuitBreakerConfig(on_state_change=ask)  # type: ignore[arg-type]
@@ -151,7 +152,7 @@ config.max_failures = 2  # type: ignore[misc]
 
 change = StateChange(name="model", old=State.CLOSED, new=State.OPEN)
 assert_type(change.old, State)
-assert_type(change.cause, Exception | None)
+assert_type(change.cause, BaseException | None)
 change.new = State.CLOSED  # type: ignore[misc]
 StateChange("model", State.CLOSED, State.OPEN)  # type: ignore[call-arg]
 
@@ -171,7 +172,8 @@ def look(refused: CircuitOpenError, failed: AllFailedError) -> None:
     """Look at the data of errors."""
     assert_type(refused.name, str)
     assert_type(refused.retry_after, float | None)
-    assert_type(failed.failures, Mapping[str, Exception])
+    assert_type(refused.reason, str | None)
+    assert_type(failed.failures, Mapping[str, BaseException])
     assert_type(failed.retry_after, float | None)
     failed.failures["model"] = refused  # type: ignore[index]
 
@@ -181,3 +183,6 @@ class Derived(CircuitBreaker):  # type: ignore[misc]
 
 
 handler: Callable[[StateChange], object] = changes.append
+
+# None selects a default, as 0 does.
+CircuitBreakerConfig(name=None, max_failures=None, reset_timeout=None, half_open_max=None)

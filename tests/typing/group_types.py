@@ -45,13 +45,13 @@ assert_type(group.breakers, Mapping[str, CircuitBreaker])
 assert_type(group.execute(lambda search: search.find("words")), list[str])
 assert_type(execute_with_result(group, lambda search: search.find("words")), list[str])
 assert_type(group.stream(lambda search: search.each("words")), Stream[str])
-assert_type(group.stream(lambda search: search.find("words"), commit="first-next"), Stream[str])
+assert_type(group.stream(lambda search: search.find("words"), lazy=True), Stream[str])
 
 FallbackGroup(Search())  # type: ignore[call-arg]
 FallbackGroup(Search(), 3)  # type: ignore[arg-type]
 group.add_fallback("third", "not a search")  # type: ignore[arg-type]
 group.add_fallback(Search(), "third")  # type: ignore[arg-type]
-group.stream(lambda search: search.find("words"), commit="later")  # type: ignore[arg-type]
+group.stream(lambda search: search.find("words"), lazy="later")  # type: ignore[arg-type]
 group.stream(lambda _: 3)  # type: ignore[arg-type, return-value]
 group.execute(lambda search: search.find(3))  # type: ignore[arg-type]
 group.breakers["primary"] = CircuitBreaker()  # type: ignore[index]
@@ -65,6 +65,8 @@ assert_type(next(stream), str)
 assert_type(stream.close(), None)
 with stream as opened:
     assert_type(opened, Stream[str])
+as_objects: Stream[object] = stream
+as_numbers: Stream[int] = stream  # type: ignore[assignment]
 for item in stream:
     assert_type(item, str)
 
@@ -78,7 +80,10 @@ config = FallbackConfig(
     attempt_timeout=2.5,
 )
 FallbackConfig(config.circuit_breaker)  # type: ignore[call-arg]
-FallbackConfig(fallback_on=KeyboardInterrupt)  # type: ignore[arg-type]
+FallbackConfig(fallback_on=BaseExceptionGroup)
+FallbackConfig(interrupt_on=(KeyboardInterrupt, OSError))
+FallbackConfig(fallback_on=int)  # type: ignore[arg-type]
+FallbackConfig(interrupt_on=OSError)  # type: ignore[arg-type]
 FallbackConfig(on_attempt=len)  # type: ignore[arg-type]
 FallbackConfig(attempt_timeout="1")  # type: ignore[arg-type]
 config.attempt_timeout = 1.0  # type: ignore[misc]

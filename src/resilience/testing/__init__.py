@@ -2,23 +2,24 @@
 
 A fake follows a script with one step for each call; the last step is repeated for ever. A step is
 what the call answers, an exception that it raises, or a sequence of such items in order, among
-which an exception is raised in the middle, a `Pause` advances the manual clock, and a function
+which an exception is raised in the middle, a `Delay` advances the manual clock, and a function
 without parameters is called, for instance to wait at a barrier.
 
     primary = FakeLLM(ConnectionError("refused"), "Hello again")       # down once, then back
     cut = FakeLLM(["Hello", ConnectionError("reset")])                 # dies in mid-stream
-    slow = FakeLLM([Pause(2.5), "Hello"], clock=clock)                 # late by the manual clock
+    slow = FakeLLM([Delay(2.5), "Hello"], clock=clock)                 # late by the manual clock
 
 All fakes record what they were asked, and may be shared between threads.
 """
 
 from resilience.testing._fake_llm import FakeLLM, LLMItem, LLMStep
 from resilience.testing._fake_stt import FakeSession, FakeSTT, STTItem, STTStep
-from resilience.testing._fake_tts import FakeTTS, Take, TTSItem, TTSStep
-from resilience.testing._script import Action, FakeStream, ManualClock, Pause
+from resilience.testing._fake_tts import FakeTTS, ReadText, TTSItem, TTSStep
+from resilience.testing._script import Action, Delay, FakeStream, ManualClock
 
 __all__ = [
     "Action",
+    "Delay",
     "FakeLLM",
     "FakeSTT",
     "FakeSession",
@@ -27,10 +28,9 @@ __all__ = [
     "LLMItem",
     "LLMStep",
     "ManualClock",
-    "Pause",
+    "ReadText",
     "STTItem",
     "STTStep",
     "TTSItem",
     "TTSStep",
-    "Take",
 ]

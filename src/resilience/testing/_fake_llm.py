@@ -1,4 +1,4 @@
-"""A language model that does what a test says."""
+"""A language model that follows a script of a test."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -42,10 +42,15 @@ class FakeLLM(llm.Provider):
         Args:
             *steps: One step for each call; "ok" if omitted.
             lazy: Whether a stream does nothing before its first `next()`, as generators do.
-            clock: What `Pause` advances.
+            clock: What `Delay` advances.
             capabilities: What `capabilities()` returns, a context window of 8192 tokens if omitted.
+
+        Raises:
+            TypeError: A step is something else.
         """
-        self._script = Script[LLMStep](steps or ("ok",), clock)
+        self._script = Script[LLMStep](
+            steps or ("ok",), clock, str, llm.CompletionResponse, Exception, Sequence
+        )
         self._lazy = lazy
         self._capabilities = capabilities or llm.ModelCapabilities(context_window=8192)
         self.requests: list[llm.CompletionRequest] = []

@@ -1,4 +1,4 @@
-"""A speech recogniser, and its sessions, that do what a test says."""
+"""A speech recogniser, and its sessions, that follow a script of a test."""
 
 from collections.abc import Iterator, Sequence
 from threading import Lock
@@ -37,9 +37,9 @@ class FakeSession(stt.SessionHandle):
             partials: The same for partial transcripts.
             sending: What sending does before it accepts a chunk: one action for each chunk, the
                 last one for all that follow; None for nothing.
-            clock: What `Pause` advances.
+            clock: What `Delay` advances.
         """
-        self._script = Script[Action | None](sending or (None,), clock)
+        self._script = Script[Action | None](sending or (None,), clock, object)
         self._finals = finals
         self._partials = partials
         self._lock = Lock()
@@ -99,10 +99,13 @@ class FakeSTT(stt.Provider):
         """Make a recogniser that follows a script.
 
         Args:
-            *steps: One step for each call; a new session that hears nothing if omitted.
-            clock: What `Pause` advances.
+            *steps: One step for each call; a new session without transcripts if omitted.
+            clock: What `Delay` advances.
+
+        Raises:
+            TypeError: A step is something else.
         """
-        self._script = Script[STTStep](steps or ((),), clock)
+        self._script = Script[STTStep](steps or ((),), clock, FakeSession, Exception, Sequence)
         self.configs: list[stt.StreamConfig] = []
 
     @override

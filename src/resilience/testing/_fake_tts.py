@@ -1,4 +1,4 @@
-"""A speech synthesiser that does what a test says."""
+"""A speech synthesiser that follows a script of a test."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from resilience.testing._script import Action, FakeStream, ManualClock, Script, 
 
 @final
 @dataclass(frozen=True, slots=True)
-class Take:
+class ReadText:
     """An item of a `FakeTTS` script: fragments of the text are read, and not spoken.
 
     Attributes:
@@ -23,7 +23,7 @@ class Take:
     fragments: int
 
 
-TTSItem: TypeAlias = bytes | Take | Action
+TTSItem: TypeAlias = bytes | ReadText | Action
 """An item of a `FakeTTS` script."""
 
 TTSStep: TypeAlias = bytes | Exception | Sequence[TTSItem] | None
@@ -35,7 +35,7 @@ class FakeTTS(tts.Provider):
     """A speech synthesiser that follows a script.
 
     A step is None, which speaks: each fragment of the text, encoded, is a chunk of audio. Or it is
-    audio for any text, an exception, or a sequence of audio, `Take` items and actions, in which
+    audio for any text, an exception, or a sequence of audio, `ReadText` items and actions, in which
     nothing else reads the text.
 
     Attributes:
@@ -57,10 +57,15 @@ class FakeTTS(tts.Provider):
             *steps: One step for each call of any method; None if omitted. Voices are listed and
                 cloned after all exceptions, pauses and functions of a step.
             lazy: Whether a stream does nothing before its first `next()`, as generators do.
-            clock: What `Pause` advances.
+            clock: What `Delay` advances.
             voices: What `list_voices()` returns.
+
+        Raises:
+            TypeError: A step is something else.
         """
-        self._script = Script[TTSStep](steps or (None,), clock)
+        self._script = Script[TTSStep](
+            steps or (None,), clock, type(None), bytes, Exception, Sequence
+        )
         self._lazy = lazy
         self._voices = tuple(voices)
         self.texts: list[list[str]] = []
@@ -91,7 +96,7 @@ class FakeTTS(tts.Provider):
     def _act(self) -> None:
         step = self._script.next_step()
         for item in [step] if step is None or isinstance(step, (bytes, Exception)) else step:
-            if item is not None and not isinstance(item, (bytes, Take)):
+            if item is not None and not isinstance(item, (bytes, ReadText)):
                 self._script.act(item)
 
     def _audio(self, step: TTSStep, text: Iterator[str], taken: list[str]) -> Iterator[bytes]:
@@ -103,7 +108,7 @@ class FakeTTS(tts.Provider):
         for item in [step] if isinstance(step, (bytes, Exception)) else step:
             if isinstance(item, bytes):
                 yield item
-            elif isinstance(item, Take):
+            elif isinstance(item, ReadText):
                 taken.extend(islice(text, item.fragments))
             else:
                 self._script.act(item)

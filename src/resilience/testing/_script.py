@@ -35,7 +35,7 @@ class ManualClock:
             ValueError: The seconds are negative.
         """
         if seconds < 0:
-            msg = f"seconds must not be negative, not {seconds!r}"
+            msg = f"seconds must be 0 or more, got {seconds!r}"
             raise ValueError(msg)
         with self._lock:
             self._now += seconds
@@ -43,7 +43,7 @@ class ManualClock:
 
 @final
 @dataclass(frozen=True, slots=True)
-class Pause:
+class Delay:
     """An item of a script: time passes on the fake's manual clock.
 
     Attributes:
@@ -53,8 +53,8 @@ class Pause:
     seconds: float
 
 
-Action: TypeAlias = BaseException | Pause | Callable[[], object]
-"""An item of a script that brings no result: it raises, lets time pass, or calls a function."""
+Action: TypeAlias = BaseException | Delay | Callable[[], object]
+"""An item of a script that has no result: it raises, lets time pass, or calls a function."""
 
 
 @final
@@ -87,7 +87,13 @@ class FakeStream(Iterator[R]):
 class Script(Generic[S]):
     """Steps of type S, one for each call."""
 
-    def __init__(self, steps: Sequence[S], clock: ManualClock | None) -> None:
+    def __init__(self, steps: Sequence[S], clock: ManualClock | None, *kinds: type) -> None:
+        """Make a script of steps, each an instance of one of several types."""
+        for step in steps:
+            if not isinstance(step, kinds):
+                names = ", ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
+                msg = f"a step of a script must be one of {names}, got {step!r}"
+                raise TypeError(msg)
         self._lock = Lock()
         self._steps = list(steps)
         self._clock = clock
@@ -97,10 +103,10 @@ class Script(Generic[S]):
             return self._steps.pop(0) if len(self._steps) > 1 else self._steps[0]
 
     def act(self, action: Action) -> None:
-        """Do what an item says that brings no result."""
+        """Perform an item that has no result."""
         if isinstance(action, BaseException):
             raise action.with_traceback(None)  # else it grows with each repetition
-        if isinstance(action, Pause):
+        if isinstance(action, Delay):
             if self._clock is None:
                 msg = f"{action} needs the fake's clock, which is not set"
                 raise ValueError(msg)

@@ -1,4 +1,4 @@
-"""What a circuit breaker is told and what it tells: its settings, states and changes of state."""
+"""Settings of a circuit breaker, its states, and the changes of state that it reports."""
 
 import time
 from collections.abc import Callable
@@ -39,7 +39,7 @@ class StateChange:
     name: str
     old: State
     new: State
-    cause: Exception | None = None
+    cause: BaseException | None = None
 
 
 @final
@@ -52,17 +52,22 @@ class CircuitBreakerConfig:
     Attributes:
         name: Label in logs, events and errors.
         max_failures: Consecutive failures that open a closed breaker.
-        reset_timeout: Seconds that the breaker stays open at least, before it probes.
+        reset_timeout: Seconds, or a `timedelta`, that the breaker stays open at least before it
+            admits a probe.
         half_open_max: Calls admitted as probes when half-open, all of which must succeed.
         failure_on: Exceptions that count as failures: a type, a tuple of types, or a predicate.
             Types always include the library's own `AttemptTimeoutError` and `EmptyStreamError`. A
-            predicate that raises is logged, and the exception counts.
-        retry_after: Function from a counted exception to the seconds that the provider asks to be
-            left alone, or None if it does not say. A number opens the breaker at once, for at
-            least that long and never for less than `reset_timeout`. A function that raises is
-            logged and taken as None. `resilience.http.retry_after` is made for this.
+            predicate is called for instances of `Exception`; one that raises or returns a coroutine
+            is logged, and the exception counts. `KeyboardInterrupt`, `SystemExit` and
+            `GeneratorExit` never count.
+        retry_after: Function from a counted exception to the delay that the provider asks for, in
+            seconds or as a `timedelta`, or None if it does not ask. A number opens the breaker at
+            once, for at least that long and never for less than `reset_timeout`; if the breaker is
+            already open, a longer delay lengthens the open period. A bool is treated as None. A
+            function that raises is logged and treated as if it had returned None.
+            `resilience.http.retry_after` is made for this.
         on_state_change: Listener for changes of state. Changes arrive in order, one at a time, in
-            the thread of one of those who caused them. A listener that raises is logged.
+            a thread that caused one of them. A listener that raises is logged.
         clock: Function that returns seconds and never goes back.
 
     Raises:
@@ -70,27 +75,27 @@ class CircuitBreakerConfig:
         ValueError: A number is negative, not finite, or more than 1e9 seconds.
     """
 
-    name: str = ""
-    max_failures: int = 5
-    reset_timeout: float | timedelta = 30.0
-    half_open_max: int = 3
+    name: str | None = ""
+    max_failures: int | None = 5
+    reset_timeout: float | timedelta | None = 30.0
+    half_open_max: int | None = 3
     failure_on: _settings.ExceptionFilter = Exception
-    retry_after: Callable[[Exception], float | None] | None = None
+    retry_after: Callable[[Exception], float | timedelta | None] | None = None
     on_state_change: Callable[[StateChange], object] | None = None
     clock: Callable[[], float] = time.monotonic
 
     def __post_init__(self) -> None:
         """Check all values and put the defaults in."""
         checked = {
-            "name": _settings.text("name", self.name),
-            "max_failures": _settings.count("max_failures", self.max_failures, 5),
-            "reset_timeout": _settings.seconds("reset_timeout", self.reset_timeout, 30.0),
-            "half_open_max": _settings.count("half_open_max", self.half_open_max, 3),
+            "name": _settings.check_name("name", self.name),
+            "max_failures": _settings.check_count("max_failures", self.max_failures, 5),
+            "reset_timeout": _settings.check_seconds("reset_timeout", self.reset_timeout, 30.0),
+            "half_open_max": _settings.check_count("half_open_max", self.half_open_max, 3),
         }
         for field, value in checked.items():
             object.__setattr__(self, field, value)
-        _settings.exception_filter("failure_on", self.failure_on)
+        _settings.check_exception_filter("failure_on", self.failure_on)
         for hook in ("retry_after", "on_state_change"):
             if getattr(self, hook) is not None:
-                _settings.function(hook, getattr(self, hook))
-        _settings.function("clock", self.clock)
+                _settings.check_callable(hook, getattr(self, hook))
+        _settings.check_callable("clock", self.clock)

@@ -2,17 +2,23 @@
 
 from collections.abc import Mapping
 from datetime import timedelta
-from typing import Generic, TypeVar
+from typing import ClassVar, Generic, TypeVar
 
-from resilience._circuit_breaker import CircuitBreaker
-from resilience._fallback import FallbackGroup
-from resilience._fallback_config import FallbackConfig
+from typing_extensions import override
+
+from resilience import _settings
+from resilience._breaker.breaker import CircuitBreaker
+from resilience._failover.config import FallbackConfig
+from resilience._failover.group import FallbackGroup
 
 T = TypeVar("T")
 
 
-class Adapter(Generic[T]):
+class Adapter(_settings.Uncopyable, Generic[T]):
     """A group of providers of type T."""
+
+    _required: ClassVar[tuple[str, ...]]
+    """Methods without which a provider cannot serve."""
 
     def __init__(
         self,
@@ -32,10 +38,16 @@ class Adapter(Generic[T]):
                 setting of the group. 0 for no limit.
 
         Raises:
-            TypeError: An argument has the wrong type.
+            TypeError: An argument has the wrong type, or the provider lacks a method that its
+                contract needs.
             ValueError: The name is empty, or the timeout negative or not finite.
         """
+        self._check_provider("primary", primary)
         self._group = FallbackGroup(primary, primary_name, config, attempt_timeout=attempt_timeout)
+
+    @override
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {', '.join(map(repr, self.breakers.values()))}>"
 
     def add_fallback(
         self, name: str, provider: T, *, attempt_timeout: float | timedelta | None = None
@@ -49,12 +61,20 @@ class Adapter(Generic[T]):
                 the group. 0 for no limit.
 
         Raises:
-            TypeError: An argument has the wrong type.
-            ValueError: The name is empty or taken, or the timeout negative or not finite.
+            TypeError: An argument has the wrong type, or the provider lacks a method that its
+                contract needs.
+            ValueError: The name is empty or already used, or the timeout negative or not finite.
         """
+        self._check_provider("provider", provider)
         self._group.add_fallback(name, provider, attempt_timeout=attempt_timeout)
 
     @property
     def breakers(self) -> Mapping[str, CircuitBreaker]:
         """The breakers by the names of their providers, in order; a read-only snapshot."""
         return self._group.breakers
+
+    def _check_provider(self, setting: str, provider: object) -> None:
+        missing = [name for name in self._required if not hasattr(provider, name)]
+        if missing:
+            msg = f"{setting} must have {' and '.join(missing)}(), got {provider!r}"
+            raise TypeError(msg)

@@ -1,4 +1,4 @@
-"""What a group is told and what it tells: its settings and its reports of attempts."""
+"""Settings of a group of providers, and the reports of attempts that it makes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ from typing import final
 from typing_extensions import override
 
 from resilience import _settings
-from resilience._circuit_config import CircuitBreakerConfig
+from resilience._breaker.config import CircuitBreakerConfig
 
 
 class Outcome(Enum):
@@ -17,11 +17,12 @@ class Outcome(Enum):
 
     Attributes:
         SUCCEEDED: It did its work.
-        FAILED: It raised what counts as a failure.
-        IGNORED: It raised what does not count.
-        SKIPPED: Its breaker did not admit it.
-        CANCELLED: It was neither: closed, dropped or interrupted by the caller before that, or
-            ended by an error of the caller's own text.
+        FAILED: It raised an exception that counts as a failure.
+        IGNORED: It raised an exception that does not count.
+        SKIPPED: Its breaker did not admit it, or the provider is itself a group none of whose
+            breakers admitted it.
+        CANCELLED: It neither succeeded nor failed: it was closed, dropped or interrupted by the
+            caller before that, or the caller's own text raised.
     """
 
     SUCCEEDED = "succeeded"
@@ -62,13 +63,16 @@ class FallbackConfig:
     Attributes:
         circuit_breaker: Settings of the breakers. Each provider gets a breaker of its own, named
             after the provider.
-        fallback_on: Exceptions that move on to the next provider, in the forms of
-            `CircuitBreakerConfig.failure_on`; all others go to the caller at once.
+        fallback_on: Exceptions after which the next provider is tried, in the forms of
+            `CircuitBreakerConfig.failure_on`; all others are raised to the caller at once.
+        interrupt_on: Types of exceptions with which the caller's surroundings interrupt a call,
+            such as the time limit of a task queue. They are raised to the caller at once and never
+            count, whatever `failure_on` and `fallback_on` say.
         on_attempt: Listener for the report of each attempt that ended, called in the thread in
             which it ended. A listener that raises is logged.
-        attempt_timeout: Seconds that one attempt may take: until a call returns, a stream has its
-            first item, a session is started. None or 0 for no limit. With a limit the attempt runs
-            on a worker thread, which is abandoned when the time is up.
+        attempt_timeout: Seconds, or a `timedelta`, that one attempt may take: until a call returns,
+            a stream has its first item, a session is started. None or 0 for no limit. With a limit
+            the attempt runs on a worker thread, which is abandoned when the time is up.
 
     Raises:
         TypeError: A value has the wrong type.
@@ -77,13 +81,17 @@ class FallbackConfig:
 
     circuit_breaker: CircuitBreakerConfig = field(default_factory=CircuitBreakerConfig)
     fallback_on: _settings.ExceptionFilter = Exception
+    interrupt_on: tuple[type[BaseException], ...] = ()
     on_attempt: Callable[[Attempt], object] | None = None
     attempt_timeout: float | timedelta | None = None
 
     def __post_init__(self) -> None:
         """Check all values."""
-        _settings.kind("circuit_breaker", self.circuit_breaker, CircuitBreakerConfig)
-        _settings.exception_filter("fallback_on", self.fallback_on)
+        _settings.check_type("circuit_breaker", self.circuit_breaker, CircuitBreakerConfig)
+        _settings.check_exception_filter("fallback_on", self.fallback_on)
+        _settings.check_type("interrupt_on", self.interrupt_on, tuple)
+        for each in self.interrupt_on:
+            _settings.check_exception_type("interrupt_on", each, "a tuple of exception types")
         if self.on_attempt is not None:
-            _settings.function("on_attempt", self.on_attempt)
-        _settings.seconds("attempt_timeout", self.attempt_timeout, 0.0)
+            _settings.check_callable("on_attempt", self.on_attempt)
+        _settings.check_seconds("attempt_timeout", self.attempt_timeout, 0.0)

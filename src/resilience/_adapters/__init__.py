@@ -1,0 +1,1 @@
+"""The failover group behind the interfaces of `llm`, `stt` and `tts`."""

@@ -1,0 +1,129 @@
+"""A group of language models with the interface of one."""
+
+from collections.abc import Callable, Iterable, Sequence
+from datetime import timedelta
+from typing import final
+
+from typing_extensions import override
+
+from resilience import llm
+from resilience._adapters.base import Adapter
+from resilience._failover.attempts import Call, no_error
+from resilience._failover.config import FallbackConfig
+from resilience._failover.execute import NO_ANSWER, execute
+from resilience._failover.stream import Stream, StreamRequest, open_request
+from resilience.exceptions import EmptyStreamError
+
+
+@final
+class LLMFallback(Adapter[llm.Provider], llm.Provider):
+    """Language models behind one `llm.Provider`: the first healthy one answers.
+
+    May be used by any number of threads, if the providers may.
+    """
+
+    _required = ("complete", "stream_completion")
+
+    def __init__(
+        self,
+        primary: llm.Provider,
+        primary_name: str,
+        config: FallbackConfig | None = None,
+        *,
+        attempt_timeout: float | timedelta | None = None,
+    ) -> None:
+        """Make a group of one model; the arguments are those of `FallbackGroup`."""
+        super().__init__(primary, primary_name, config, attempt_timeout=attempt_timeout)
+
+    @override
+    def complete(self, request: llm.CompletionRequest) -> llm.CompletionResponse:
+        """Return the answer of the first provider that has one.
+
+        Args:
+            request: What to answer.
+
+        Returns:
+            The whole answer.
+
+        Raises:
+            AllFailedError: No provider answered.
+        """
+        return execute(
+            self._group._members, lambda provider: provider.complete(request), "complete", NO_ANSWER
+        )
+
+    @override
+    def stream_completion(self, request: llm.CompletionRequest) -> Stream[llm.Chunk]:
+        """Return a stream of the first provider that has a first chunk, and wait for that chunk.
+
+        A stream that ends without a chunk is a failure. Empty chunks before the first one that is
+        not empty are not passed on; each of them renews `attempt_timeout`. An error after the first
+        chunk is raised to the caller unchanged: output already delivered cannot be retracted.
+
+        Args:
+            request: What to answer.
+
+        Returns:
+            The answer in chunks.
+
+        Raises:
+            AllFailedError: No provider had a first chunk.
+        """
+        attempts = self._group._attempts("stream_completion", no_error)
+        return open_request(attempts, _Completion(request))
+
+    @override
+    def count_tokens(self, messages: Sequence[llm.Message]) -> int:
+        """Return the count of the first provider that can count.
+
+        Providers whose breakers are open are skipped, but no outcome is recorded: a provider that
+        counts tokens may still fail to answer.
+
+        Args:
+            messages: What to count.
+
+        Returns:
+            Number of tokens.
+
+        Raises:
+            AllFailedError: No provider could count.
+        """
+        return execute(
+            self._group._members,
+            lambda provider: provider.count_tokens(messages),
+            "count_tokens",
+            NO_ANSWER,
+            record=False,
+        )
+
+    @override
+    def capabilities(self) -> llm.ModelCapabilities:
+        """Return the capabilities of the primary, without failover.
+
+        Returns:
+            The capabilities of the first provider.
+        """
+        return self._group.primary.capabilities()
+
+
+@final
+class _Completion(StreamRequest[llm.Provider, llm.Chunk]):
+    """A request for an answer, which has at least one chunk that is not empty."""
+
+    def __init__(self, request: llm.CompletionRequest) -> None:
+        self._request = request
+
+    @override
+    def start_attempt(
+        self, call: Call[llm.Provider]
+    ) -> Callable[[llm.Provider], Iterable[llm.Chunk]]:
+        return lambda provider: provider.stream_completion(self._request)
+
+    @override
+    def accept(self, *, empty: bool) -> None:
+        if empty:
+            raise EmptyStreamError
+
+    @override
+    def is_empty(self, item: llm.Chunk, /) -> bool:
+        return not (item.content or item.tool_calls or item.finish_reason or item.usage)

@@ -1,0 +1,210 @@
+"""A group of speech synthesisers with the interface of one."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import timedelta
+from typing import final
+from weakref import ref
+
+from typing_extensions import override
+
+from resilience import _settings, tts
+from resilience._adapters.base import Adapter
+from resilience._adapters.text import ReplayBuffer
+from resilience._failover.attempts import Call
+from resilience._failover.config import FallbackConfig
+from resilience._failover.execute import NO_ANSWER, execute
+from resilience._failover.stream import Stream, StreamRequest, open_request
+from resilience.exceptions import EmptyStreamError
+
+
+@final
+class TTSFallback(Adapter[tts.Provider], tts.Provider):
+    """Speech synthesisers behind one `tts.Provider`: the first healthy one synthesises.
+
+    May be used by any number of threads, if the providers may.
+    """
+
+    _required = ("synthesize_stream",)
+
+    def __init__(
+        self,
+        primary: tts.Provider,
+        primary_name: str,
+        config: FallbackConfig | None = None,
+        *,
+        voices: Mapping[str, tts.VoiceProfile] | None = None,
+        attempt_timeout: float | timedelta | None = None,
+    ) -> None:
+        """Make a group of one provider.
+
+        Args:
+            primary: Provider that is tried first.
+            primary_name: Its name, and its breaker's.
+            config: Settings, the defaults if omitted.
+            voices: The primary's own voices that are used instead of others, by the ids of those. A
+                voice that is not mapped is passed on as it is.
+            attempt_timeout: Seconds that an attempt with the primary may take; overrides the
+                setting of the group. 0 for no limit.
+
+        Raises:
+            TypeError: An argument has the wrong type, or the provider lacks a method that its
+                contract needs.
+            ValueError: The name is empty, or the timeout negative or not finite.
+        """
+        self._voice_maps: dict[str, Mapping[str, tts.VoiceProfile]] = {}
+        voice_map = _check_voices(voices)
+        super().__init__(primary, primary_name, config, attempt_timeout=attempt_timeout)
+        self._voice_maps[primary_name] = voice_map
+
+    @override
+    def add_fallback(
+        self,
+        name: str,
+        provider: tts.Provider,
+        *,
+        voices: Mapping[str, tts.VoiceProfile] | None = None,
+        attempt_timeout: float | timedelta | None = None,
+    ) -> None:
+        """Add a provider, to be tried after those that are there. Allowed during traffic.
+
+        Args:
+            name: Its name, and its breaker's.
+            provider: The provider.
+            voices: Its own voices that are used instead of others, by the ids of those. A voice
+                that is not mapped is passed on as it is.
+            attempt_timeout: Seconds that an attempt with it may take; overrides the setting of
+                the group. 0 for no limit.
+
+        Raises:
+            TypeError: An argument has the wrong type, or the provider lacks a method that its
+                contract needs.
+            ValueError: The name is empty or already used, or the timeout negative or not finite.
+        """
+        voice_map = _check_voices(voices)
+        _settings.check_name("name", name)
+        # Before the provider is added: from then on another thread may use it.
+        is_new = self._voice_maps.setdefault(name, voice_map) is voice_map
+        try:
+            super().add_fallback(name, provider, attempt_timeout=attempt_timeout)
+        except BaseException:
+            if is_new and name not in self.breakers:
+                del self._voice_maps[name]
+            raise
+
+    @override
+    def synthesize_stream(self, text: Iterable[str], voice: tts.VoiceProfile) -> Stream[bytes]:
+        """Return the audio of the first provider that has some.
+
+        Each attempt reads the text from its beginning, so no fragment is lost or spoken twice. The
+        first `next()` waits for audio and fails over; hence the text may be fed by the same thread
+        after this call. An error of the text itself is raised to the caller unchanged.
+
+        Without audio for a text that has a letter or a digit in it, an attempt has failed. For any
+        other text, such as blanks, punctuation or emoji, it has succeeded.
+
+        Args:
+            text: Fragments of the text; usually an iterator that a model feeds.
+            voice: Voice to speak with.
+
+        Returns:
+            The audio in chunks, in the format of the provider.
+
+        Raises:
+            AllFailedError: No provider had audio. The first `next()` may raise it too.
+        """
+        speech = _Speech(text, voice, self._voice_maps)
+        attempts = self._group._attempts("synthesize_stream", speech.input_error)
+        return open_request(attempts, speech, lazy=True)
+
+    @override
+    def list_voices(self) -> Sequence[tts.VoiceProfile]:
+        """Return the voices of the first provider that can list them.
+
+        Returns:
+            Voices of one provider; others may have none of them.
+
+        Raises:
+            AllFailedError: No provider could list its voices.
+        """
+        return execute(
+            self._group._members, lambda provider: provider.list_voices(), "list_voices", NO_ANSWER
+        )
+
+    @override
+    def clone_voice(self, samples: Sequence[bytes]) -> tts.VoiceProfile:
+        """Make a voice with the first provider that can.
+
+        Args:
+            samples: Recordings of the voice.
+
+        Returns:
+            A voice of one provider; the others do not know it.
+
+        Raises:
+            AllFailedError: No provider could make the voice.
+        """
+        return execute(
+            self._group._members,
+            lambda provider: provider.clone_voice(samples),
+            "clone_voice",
+            NO_ANSWER,
+        )
+
+
+@final
+class _Speech(StreamRequest[tts.Provider, bytes]):
+    """A request for speech, whose text every attempt reads from its beginning."""
+
+    def __init__(
+        self,
+        text: Iterable[str],
+        voice: tts.VoiceProfile,
+        voice_maps: Mapping[str, Mapping[str, tts.VoiceProfile]],
+    ) -> None:
+        self._text = ReplayBuffer(text)
+        self._voice = voice
+        self._voice_maps = voice_maps
+
+    @override
+    def start_attempt(self, call: Call[tts.Provider]) -> Callable[[tts.Provider], Iterable[bytes]]:
+        # This attempt's own reader, in whichever thread it runs. A provider that was given up may
+        # keep it for long, and must not keep the call with it.
+        attempt = ref(call)
+        reader = self._text.reader(lambda: (call := attempt()) and call.thread)
+        voice = self._voice_maps[call.member.name].get(self._voice.id, self._voice)
+        return lambda provider: provider.synthesize_stream(reader, voice)
+
+    @override
+    def accept(self, *, empty: bool) -> None:
+        if not empty:
+            self._text.commit()
+        elif self._text.has_text():
+            raise EmptyStreamError
+
+    @override
+    def is_empty(self, item: bytes, /) -> bool:
+        return not item
+
+    @override
+    def input_error(self) -> BaseException | None:
+        return self._text.error
+
+    @override
+    def input_wait(self) -> float:
+        return self._text.input_wait()
+
+    @override
+    def close(self) -> None:
+        self._text.close()
+
+
+def _check_voices(
+    voices: Mapping[str, tts.VoiceProfile] | None,
+) -> Mapping[str, tts.VoiceProfile]:
+    if voices is None:
+        return {}
+    _settings.check_type("voices", voices, Mapping)
+    for requested, voice in voices.items():
+        _settings.check_type("voices", requested, str)
+        _settings.check_type("voices", voice, tts.VoiceProfile)
+    return dict(voices)

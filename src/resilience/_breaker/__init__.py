@@ -1,0 +1,1 @@
+"""The circuit breaker: its settings, its states, and calling a function under its protection."""

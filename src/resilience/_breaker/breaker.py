@@ -1,0 +1,452 @@
+"""The state machine of a circuit breaker, and calling a function under its protection."""
+
+import inspect
+import math
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator
+from contextlib import AbstractContextManager
+from functools import wraps
+from types import CoroutineType, GeneratorType, TracebackType
+from typing import Any, Never, ParamSpec, TypeVar, cast, final, overload
+
+from typing_extensions import deprecated, override
+
+from resilience import _settings
+from resilience._breaker.config import CircuitBreakerConfig, State, StateChange
+from resilience._breaker.events import UNNAMED, EventQueue
+from resilience._breaker.open_time import requested_delay
+from resilience._breaker.periods import (
+    UNRECORDED,
+    Closed,
+    HalfOpen,
+    Open,
+    Period,
+    Permit,
+    Probe,
+)
+from resilience._log import logger
+from resilience._settings import matches
+from resilience.exceptions import CircuitOpenError, _describe
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_DEFAULTS = CircuitBreakerConfig()
+
+
+@final
+class CircuitBreaker(_settings.Uncopyable):
+    """A circuit breaker around the calls of one provider.
+
+    Closed, it admits every call, until `max_failures` calls in a row have failed. Open, it rejects
+    calls with `CircuitOpenError` until `reset_timeout` has elapsed. Half-open, it admits
+    `half_open_max` calls as probes: it closes when all of them have succeeded and opens again when
+    one fails. If that takes too long, because some of them hang, one more is admitted after each
+    further `reset_timeout`.
+
+    A call that ends with an exception that does not count, or that is interrupted, is neither a
+    success nor a failure. A call that ends after the breaker has changed its state changes nothing;
+    only a longer `retry_after` still lengthens an open period.
+
+    May be used by any number of threads. A healthy call takes no lock, and no lock is held while
+    the protected function, a hook, a listener or a log handler runs. Cannot be copied.
+    """
+
+    # A call that begins in one place and ends in another takes two steps: `_try_acquire` returns a
+    # permit, whose outcome is recorded once, by `_record_success`, `_record_failure` or `_release`.
+
+    __slots__ = (
+        "__weakref__",
+        "_config",
+        "_events",
+        "_half_open_max",
+        "_max_failures",
+        "_period",
+        "_reset_timeout",
+    )
+
+    def __init__(self, config: CircuitBreakerConfig | None = None) -> None:
+        """Make a closed breaker.
+
+        Args:
+            config: Settings, the defaults if omitted.
+
+        Raises:
+            TypeError: The settings are not a `CircuitBreakerConfig`.
+        """
+        config = _DEFAULTS if config is None else config
+        _settings.check_type("config", config, CircuitBreakerConfig)
+        self._config = config
+        self._max_failures = _settings.check_count("max_failures", config.max_failures, 5)
+        self._half_open_max = _settings.check_count("half_open_max", config.half_open_max, 3)
+        self._reset_timeout = _settings.check_seconds("reset_timeout", config.reset_timeout, 30.0)
+        self._events = EventQueue(config.on_state_change)
+        # Written under the lock of the events, like all that periods and probes hold.
+        self._period: Period = Closed()
+
+    @override
+    def __repr__(self) -> str:
+        return f"<CircuitBreaker {self.name!r} {self.state}>"
+
+    @property
+    def name(self) -> str:
+        """The label from the settings."""
+        return self._config.name or ""
+
+    @property
+    def state(self) -> State:
+        """The present state; half-open as soon as the next call would be admitted as a probe."""
+        period = self._period  # without the lock: one read, and an open period never changes
+        if isinstance(period, Open) and self._config.clock() >= period.until:
+            return State.HALF_OPEN
+        return period.state
+
+    def reset(self) -> None:
+        """Close the breaker, clear everything, and forget the calls under way."""
+        self._transition(Closed())
+        logger.info("circuit %s was reset", self.name or UNNAMED, extra=self._log_fields())
+
+    def isolate(self) -> None:
+        """Hold the breaker open until `reset()` is called."""
+        self._transition(Open(math.inf, None))
+        logger.warning("circuit %s was isolated", self.name or UNNAMED, extra=self._log_fields())
+
+    # ---- calls
+
+    @overload
+    def execute(self, fn: Callable[[], R], /) -> R: ...
+    @overload
+    def execute(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R: ...
+    def execute(self, fn: Callable[..., R], /, *args: object, **kwargs: object) -> R:
+        """Call a function if the breaker admits it.
+
+        Args:
+            fn: Synchronous function to protect.
+            *args: Its positional arguments.
+            **kwargs: Its keyword arguments.
+
+        Returns:
+            What the function returned. A coroutine is refused; any other object that does its work
+            later, such as a `Future`, is a success as soon as it is returned.
+
+        Raises:
+            CircuitOpenError: The breaker did not admit the call; the function was not called.
+            TypeError: The function returned a coroutine.
+        """
+        period = self._period  # without the lock, as in _try_acquire, and one call cheaper
+        permit = period if type(period) is Closed else self._acquire()
+        try:
+            # The commonest call has no arguments, and unpacking none costs as much as calling.
+            result = fn(*args, **kwargs) if args or kwargs else fn()
+        except BaseException as error:
+            self._record_failure(permit, error)
+            raise
+        if CoroutineType is type(result):
+            self._release(permit)
+            _settings.refuse_coroutine(f"fn {_name_of(fn)}", result)
+        if permit.failures:  # without the lock, as in _record_success, and one call cheaper
+            self._record_success(permit)
+        return result
+
+    def guard(self) -> AbstractContextManager[None]:
+        """Guard the body of a `with` statement as one call, admitted on entry.
+
+        Returns:
+            A context manager for one `with` statement. Its entry raises `CircuitOpenError` if the
+            breaker does not admit the call.
+        """
+        return _Guard(self)
+
+    @overload
+    @deprecated("a breaker cannot protect an asynchronous function")
+    def __call__(
+        self, fn: Callable[P, Coroutine[Any, Any, Any] | AsyncIterator[Any]], /
+    ) -> Callable[P, Never]: ...
+    @overload
+    def __call__(self, fn: Callable[P, R], /) -> Callable[P, R]: ...
+    def __call__(self, fn: Callable[P, R], /) -> Callable[P, R]:
+        """Decorate a function, so that each call of it goes through the breaker.
+
+        The whole iteration of a generator function is one call, admitted at the first `next()`. It
+        has succeeded when the iteration ends, or is left after an item.
+
+        Args:
+            fn: Synchronous function to protect.
+
+        Returns:
+            A function with the same parameters and the same result. It raises `TypeError` if `fn`
+            wraps a generator function without being one, and returns a generator or a context
+            manager: decorate the generator function itself, or use `guard()` in its body.
+
+        Raises:
+            TypeError: The function is asynchronous, or cannot be called.
+        """
+        _settings.check_callable("fn", fn)
+        if _settings.is_kind(inspect.isgeneratorfunction, fn):
+            return cast("Callable[P, R]", self._guard_generator(cast("Callable[P, Any]", fn)))
+
+        @wraps(fn)
+        def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
+            return self.execute(fn, *args, **kwargs)
+
+        wraps_generator = inspect.isgeneratorfunction(inspect.unwrap(fn))
+        return _checked(guarded) if wraps_generator else guarded
+
+    def _guard_generator(
+        self, fn: Callable[P, Generator[Any, Any, Any]]
+    ) -> Callable[P, Generator[Any, Any, Any]]:
+        @wraps(fn)
+        def guarded(*args: P.args, **kwargs: P.kwargs) -> Generator[Any, Any, Any]:
+            permit = self._acquire()
+            try:
+                result = yield from fn(*args, **kwargs)
+            except GeneratorExit:  # left after an item, which is enough to show that it works
+                self._record_success(permit)
+                raise
+            except BaseException as error:
+                self._record_failure(permit, error)
+                raise
+            self._record_success(permit)
+            return result
+
+        return guarded
+
+    # ---- the two steps of a call
+
+    def _try_acquire(self) -> Permit | None:
+        """Return a permit for one call, None if the call is not admitted."""
+        # Without the lock: one read of the reference admits the call to that closed period. If
+        # the breaker opens in the meantime, the call belongs to a period that has ended.
+        period = self._period
+        return period if type(period) is Closed else self._admit(period, self._config.clock())
+
+    def _acquire(self) -> Permit:
+        """Return a permit for one call, or raise `CircuitOpenError`."""
+        period = self._period  # without the lock, as in _try_acquire
+        if type(period) is Closed:
+            return period
+        now = self._config.clock()
+        permit = self._admit(period, now)
+        if permit is None:
+            raise self._rejection(now)
+        return permit
+
+    def _try_acquire_unrecorded(self) -> Permit | None:
+        """Return a permit whose outcome is discarded, None if the breaker is open."""
+        return None if self.state is State.OPEN else UNRECORDED
+
+    def _rejection(self, now: float | None = None) -> CircuitOpenError:
+        """Return the error for a call that was not admitted at a time of the clock, or now."""
+        if now is None:
+            now = self._config.clock()
+        # Without the lock: one read of the period. What changes in a half-open one meanwhile makes
+        # the error a little older, no more.
+        period = self._period
+        if isinstance(period, Closed):
+            return CircuitOpenError(self.name, 0.0)
+        if isinstance(period, Open):
+            until = period.until
+        elif period.slots_used < self._half_open_max:
+            until = now
+        else:
+            until = period.last_admission + self._reset_timeout
+        wait = None if until == math.inf else max(0.0, until - now)
+        return CircuitOpenError(self.name, wait, period.reason)
+
+    def _record_success(self, permit: Permit) -> None:
+        """Record that an admitted call has succeeded."""
+        # Without the lock: a count of 0 leaves a success nothing to write; a failure that is
+        # counted at this moment comes after it.
+        if permit.failures:
+            self._events.run_locked(self._record_success_locked, permit)
+
+    def _record_success_locked(self, permit: Permit) -> None:
+        if isinstance(permit, Closed):
+            permit.failures = 0
+        elif permit.is_held:
+            period = permit.period
+            if period.successes + 1 >= self._half_open_max:
+                self._transition_locked(period, Closed())
+            # Last: interrupted before this, the probe still holds the slot, and releases it.
+            permit.is_held = False
+            period.successes += 1
+
+    def _record_failure(self, permit: Permit, error: BaseException) -> bool:
+        """Record that an admitted call has raised; False if the exception does not count."""
+        config = self._config
+        delay: float | None = None
+        reason: str | None = None
+        try:
+            if not matches("failure_on", config.failure_on, error):
+                self._release(permit)
+                return False
+            if permit is UNRECORDED:
+                return True
+            if config.retry_after is not None and isinstance(error, Exception):
+                delay = requested_delay(config.retry_after, error)
+            # Without the lock: if the count grows meanwhile, the reason is only the type.
+            if (
+                permit.failures + 1 >= self._max_failures
+                or delay is not None
+                or isinstance(permit, Probe)
+            ):
+                reason = _describe(error)
+            now = config.clock()
+        except BaseException:  # an interruption of the hooks
+            self._release(permit)
+            raise
+        self._events.run_locked(self._record_failure_locked, permit, error, now, delay, reason)
+        return True
+
+    def _record_failure_locked(
+        self,
+        permit: Permit,
+        error: BaseException,
+        now: float,
+        delay: float | None,
+        reason: str | None,
+    ) -> None:
+        if isinstance(permit, Closed):
+            permit.failures += 1
+            if delay is None and permit.failures < self._max_failures:
+                return
+            self._open_locked(permit, error, now, delay, reason)
+        elif permit.is_held:
+            self._open_locked(permit.period, error, now, delay, reason)
+            permit.is_held = False
+        if delay is not None:
+            self._lengthen_locked(now, now + delay)
+
+    def _open_locked(
+        self,
+        period: Closed | HalfOpen,
+        error: BaseException,
+        now: float,
+        delay: float | None,
+        reason: str | None,
+    ) -> None:
+        seconds = self._reset_timeout if delay is None else max(self._reset_timeout, delay)
+        opened = Open(now + seconds, reason or type(error).__name__)
+        self._transition_locked(period, opened, error)
+
+    def _lengthen_locked(self, now: float, until: float) -> None:
+        """Lengthen the present open period, if the provider asks for it.
+
+        Any call may lengthen it, also one whose own period has ended. A period whose time has
+        elapsed is not lengthened: a reader may have seen the state half-open.
+        """
+        period = self._period
+        if isinstance(period, Open) and now < period.until < until:
+            self._transition_locked(period, Open(until, period.reason))
+
+    def _release(self, permit: Permit) -> None:
+        """Record that an admitted call has ended, with neither success nor failure."""
+        if isinstance(permit, Probe):
+            self._events.run_locked(self._release_locked, permit)
+        # Closed: there is no slot to release, and the count is not changed.
+
+    def _release_locked(self, probe: Probe) -> None:
+        if probe.is_held:
+            probe.is_held = False
+            probe.period.slots_used -= 1
+
+    # ---- the state
+
+    def _admit(self, period: Period, now: float) -> Permit | None:
+        if isinstance(period, Open) and now < period.until:
+            return None  # without the lock: it was open when it was read, and never changes
+        return self._events.run_locked(self._admit_locked, now)
+
+    def _admit_locked(self, now: float) -> Permit | None:
+        period = self._period
+        if isinstance(period, Open) and now >= period.until:
+            self._transition_locked(period, HalfOpen(period.reason))
+            period = self._period
+        if isinstance(period, Open):
+            return None
+        if isinstance(period, Closed):
+            return period
+        # Made before the slots are counted. Between the count and the use of the slot nothing may
+        # be called: a signal handler or a finalizer there could use the same slot, so that there
+        # would be one probe too many.
+        probe = Probe(period, self._release)
+        full = period.slots_used >= self._half_open_max
+        if full and now - period.last_admission < self._reset_timeout:
+            return None
+        period.slots_used += 1
+        probe.is_held = True
+        # A thread that was slow to get here may have read an earlier time.
+        period.last_admission = max(period.last_admission, now)
+        return probe
+
+    def _transition(self, new: Period) -> None:
+        # Again only if another thread, or a collected stream, has changed the period meanwhile.
+        while not self._events.run_locked(self._transition_locked, self._period, new):
+            pass
+
+    def _transition_locked(
+        self, old: Period, new: Period, cause: BaseException | None = None
+    ) -> bool:
+        """Replace one period by another, unless the old one has already ended."""
+        change = StateChange(name=self.name, old=old.state, new=new.state, cause=cause)
+        # Nothing is called between comparing and replacing, so neither a finalizer nor a signal
+        # handler can replace the period in between.
+        if self._period is not old:
+            return False
+        self._period = new
+        if old.state is not new.state:
+            self._events.append(change)
+        return True
+
+    def _log_fields(self) -> dict[str, object]:
+        return {"resilience_circuit": self.name}
+
+
+@final
+class _Guard(AbstractContextManager[None]):
+    """One call, whose function is the body of a `with` statement."""
+
+    __slots__ = ("_breaker", "_permit")
+
+    def __init__(self, breaker: CircuitBreaker) -> None:
+        self._breaker = breaker
+        self._permit: Permit | None = None
+
+    @override
+    def __enter__(self) -> None:
+        self._permit = self._breaker._acquire()
+
+    @override
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        permit, self._permit = self._permit, None
+        if permit is None:  # entered and left by another `with` statement
+            return
+        if exc is None:
+            self._breaker._record_success(permit)
+        else:
+            self._breaker._record_failure(permit, exc)
+
+
+def _checked(fn: Callable[P, R]) -> Callable[P, R]:
+    """Refuse results whose work would begin after the call, when the breaker no longer guards."""
+
+    @wraps(fn)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+        result = fn(*args, **kwargs)
+        if isinstance(result, (GeneratorType, AbstractContextManager)):
+            msg = (
+                f"fn {_name_of(fn)} wraps a generator function, and the breaker cannot guard what "
+                "it returns: decorate the generator function itself, or use guard() in its body"
+            )
+            raise TypeError(msg)
+        return result
+
+    return checked
+
+
+def _name_of(fn: object) -> str:
+    return getattr(fn, "__qualname__", None) or repr(fn)

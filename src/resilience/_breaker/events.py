@@ -1,0 +1,122 @@
+"""Changes of state under one lock, announced in order, one at a time, and outside the lock."""
+
+import logging
+from collections.abc import Callable
+from threading import RLock, get_ident
+from typing import TypeVar, TypeVarTuple, final
+
+from resilience._breaker.config import State, StateChange
+from resilience._fork import renew_after_fork
+from resilience._log import log_suppressed, logger
+
+R = TypeVar("R")
+Ts = TypeVarTuple("Ts")
+
+UNNAMED = "(unnamed)"
+"""Used in log lines instead of an empty name."""
+
+
+@final
+class EventQueue:
+    """The lock of a breaker, and the changes of state that are made under it.
+
+    The thread that makes a change announces it, after the lock is released. If another thread is
+    announcing at that time, it also announces this change. A change that a listener causes is
+    announced after the present one.
+    """
+
+    __slots__ = ("__weakref__", "_announcer", "_events", "_inside", "_listener", "_lock", "append")
+
+    def __init__(self, listener: Callable[[StateChange], object] | None) -> None:
+        """Make an empty queue for a listener."""
+        self._listener = listener
+        # Reentrant, because a garbage collection or a signal may interrupt a thread that holds the
+        # lock, and drop a stream or run a handler that uses this very breaker.
+        self._lock = RLock()
+        # The threads that hold the lock, are about to take it, or have just released it. A thread
+        # adds and discards only itself, and a set does each in one step.
+        self._inside: set[int] = set()
+        # Guarded by the lock. The thread that announces is written without it by that thread alone.
+        self._events: list[StateChange] = []
+        self._announcer: int | None = None
+        # Adds an event; called with the lock held, as the event becomes true. It is the list's own
+        # method: in a function of ours a signal handler could add a later event before this one.
+        self.append: Callable[[StateChange], None] = self._events.append
+        renew_after_fork(self)
+
+    def run_locked(self, change: Callable[[*Ts], R], *args: *Ts) -> R:
+        """Make a change of state under the lock, then announce what it has caused."""
+        thread, inside = get_ident(), self._inside
+        is_nested = thread in inside
+        try:
+            # Before the lock is taken and until after its release. The other way round, code that
+            # a signal or a garbage collection runs in between would announce under the lock.
+            inside.add(thread)
+            with self._lock:
+                return change(*args)
+        finally:
+            if not is_nested:
+                inside.discard(thread)
+                # Without the lock: a thread always sees the events that it has added itself.
+                if self._events:
+                    self._announce_all()
+
+    def _announce_all(self) -> None:
+        # Without the lock: a thread that announces first ends and then looks for further events,
+        # and this thread has added its events before it looks. So one of the two sees the other.
+        announcer, thread = self._announcer, get_ident()
+        if announcer is not None:
+            return
+        try:
+            if self.run_locked(self._start_locked, thread):
+                while self._events:
+                    self._announce_first()
+        finally:
+            # Without the lock: only this thread writes and removes its own number.
+            if self._announcer == thread:
+                self._announcer = None
+                if self._events:  # added by a thread that has left them to this one
+                    self._announce_all()
+
+    def _start_locked(self, thread: int) -> bool:
+        if self._announcer is None:
+            self._announcer = thread
+        return self._announcer == thread
+
+    def _announce_first(self) -> None:
+        change = self._events[0]
+        try:
+            # Within the block: an interruption finds the event in the queue, or calls the listener.
+            del self._events[0]
+            _log(change)
+        finally:  # a log handler may raise, or be interrupted: the listener is called all the same
+            if self._listener is not None:
+                try:
+                    self._listener(change)
+                except Exception as raised:
+                    log_suppressed("on_state_change", raised)
+
+    def _renew_after_fork(self) -> None:
+        """Replace the lock, and forget the threads of the parent; in the child."""
+        thread = get_ident()
+        self._lock = RLock()
+        # In place: this thread may itself have forked in a locked section, or in a listener.
+        self._inside.intersection_update({thread})
+        if self._announcer != thread:
+            self._announcer = None
+
+
+def _log(change: StateChange) -> None:
+    cause = None if change.cause is None else type(change.cause).__name__
+    logger.log(
+        logging.WARNING if change.new is State.OPEN else logging.INFO,
+        "circuit %s is %s",
+        change.name or UNNAMED,
+        change.new,
+        extra={
+            "resilience_circuit": change.name,
+            "resilience_old_state": str(change.old),
+            "resilience_new_state": str(change.new),
+            "resilience_error": cause,
+        },
+    )

@@ -1,0 +1,1 @@
+"""The failover group: attempts with one provider after the other, for calls and streams."""

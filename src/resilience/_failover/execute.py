@@ -1,0 +1,87 @@
+"""Calls of a function of the providers, one after the other, until one of them succeeds."""
+
+from collections.abc import Callable
+from types import AsyncGeneratorType, CoroutineType
+from typing import TypeVar
+
+from resilience._breaker.periods import Closed
+from resilience._failover.attempts import Attempts, Call, Member, refuse_result
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+NOT_STARTED: frozenset[type] = frozenset({CoroutineType, AsyncGeneratorType})
+"""Types of results whose work has not begun."""
+
+NO_ANSWER: frozenset[type] = NOT_STARTED | {type(None)}
+"""The same, where None is no answer either."""
+
+
+def execute(
+    members: tuple[Member[T], ...],
+    fn: Callable[[T], R],
+    operation: str,
+    refused: frozenset[type] = NOT_STARTED,
+    *,
+    record: bool = True,
+) -> R:
+    """Call a function with one provider after the other, until it succeeds.
+
+    Args:
+        members: Providers of type T with their breakers.
+        fn: Function of a provider.
+        operation: Name of what it does, for errors.
+        refused: Types of results that are failures.
+        record: Whether outcomes are recorded.
+
+    Returns:
+        What the function returned.
+
+    Raises:
+        AllFailedError: The function succeeded with no provider.
+    """
+    # The path of most calls, without what only others need.
+    member = members[0]
+    # Without the lock, as in CircuitBreaker._try_acquire, and one call cheaper.
+    permit = member.breaker._period
+    if not (type(permit) is Closed and member.has_fast_path and record):
+        return _go_on(Attempts(members, operation, record=record), fn, refused)
+    try:
+        result = fn(member.provider)
+        if type(result) in refused:
+            refuse_result(member, operation, result)
+    except BaseException as error:
+        attempts = Attempts(members, operation)
+        if not attempts.may_go_on(attempts.first_call(permit), error):
+            raise
+    else:
+        if permit.failures:  # without the lock, as in CircuitBreaker._record_success
+            member.breaker._record_success(permit)
+        return result
+    return _go_on(attempts, fn, refused)
+
+
+def _go_on(attempts: Attempts[T], fn: Callable[[T], R], refused: frozenset[type]) -> R:
+    """Call the function with the providers that remain."""
+    try:
+        return attempts.first_success(lambda call: _attempt(call, fn, refused))
+    finally:
+        attempts.clear_failures()
+
+
+def _attempt(call: Call[T], fn: Callable[[T], R], refused: frozenset[type]) -> R:
+    """Make one attempt, and settle its call if it succeeds."""
+    member = call.member
+    if member.workers is None:
+        result = call.run(fn, _drop)
+    else:  # on another thread, which has a context of its own
+        context = call.context
+        result = call.run(lambda provider: context.run(fn, provider), _drop)
+    if type(result) in refused:
+        refuse_result(member, call.operation, result)
+    call.succeed()
+    return result
+
+
+def _drop(_result: object) -> None:
+    """Drop a result that came too late."""

@@ -1,0 +1,170 @@
+"""A group of providers of one kind, of which the first healthy one is called."""
+
+from collections.abc import Callable, Iterable, Mapping
+from datetime import timedelta
+from threading import RLock
+from types import MappingProxyType
+from typing import Generic, TypeVar, final
+
+from resilience import _settings
+from resilience._breaker.breaker import CircuitBreaker
+from resilience._failover.attempts import Attempts, Member
+from resilience._failover.config import FallbackConfig
+from resilience._failover.execute import execute
+from resilience._failover.stream import PlainRequest, Stream, open_request
+from resilience._fork import renew_after_fork
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@final
+class FallbackGroup(_settings.Uncopyable, Generic[T]):
+    """Providers of type T in order of preference, each behind its own circuit breaker.
+
+    A call goes to the first provider whose breaker admits it; when it fails, the next is tried.
+
+    May be used by any number of threads; providers may be added at any time. Cannot be copied.
+    """
+
+    __slots__ = ("__weakref__", "_config", "_lock", "_members")
+
+    def __init__(
+        self,
+        primary: T,
+        primary_name: str,
+        config: FallbackConfig | None = None,
+        *,
+        attempt_timeout: float | timedelta | None = None,
+    ) -> None:
+        """Make a group of one provider.
+
+        Args:
+            primary: Provider that is tried first.
+            primary_name: Its name, and its breaker's.
+            config: Settings, the defaults if omitted.
+            attempt_timeout: Seconds that an attempt with the primary may take; overrides the
+                setting of the group. 0 for no limit.
+
+        Raises:
+            TypeError: An argument has the wrong type.
+            ValueError: The name is empty, or the timeout negative or not finite.
+        """
+        self._config = FallbackConfig() if config is None else config
+        _settings.check_type("config", self._config, FallbackConfig)
+        # Guards additions; readers take the whole tuple by one read. Reentrant, because a signal
+        # handler or a finalizer may interrupt an addition, and add a provider itself.
+        self._lock = RLock()
+        self._members: tuple[Member[T], ...] = ()
+        self.add_fallback(primary_name, primary, attempt_timeout=attempt_timeout)
+        renew_after_fork(self)
+
+    def add_fallback(
+        self, name: str, fallback: T, *, attempt_timeout: float | timedelta | None = None
+    ) -> None:
+        """Add a provider, to be tried after those that are there.
+
+        Calls that are under way do not use it.
+
+        Args:
+            name: Its name, and its breaker's.
+            fallback: The provider.
+            attempt_timeout: Seconds that an attempt with it may take; overrides the setting of
+                the group. 0 for no limit.
+
+        Raises:
+            TypeError: An argument has the wrong type.
+            ValueError: The name is empty or already used, or the timeout negative or not finite.
+        """
+        if not _settings.check_name("name", name):
+            msg = f"name must not be empty, got {name!r}"
+            raise ValueError(msg)
+        member = Member(name, fallback, self._config, attempt_timeout)
+        with self._lock:
+            while not self._add_locked(member):
+                pass
+
+    def _add_locked(self, member: Member[T]) -> bool:
+        """Add a member, unless one was added meanwhile by code that has interrupted this."""
+        members = self._members
+        if any(member.name == other.name for other in members):
+            msg = f"name {member.name!r} is already used in this group"
+            raise ValueError(msg)
+        added = (*members, member)
+        if self._members is not members:
+            return False
+        self._members = added
+        return True
+
+    @property
+    def primary(self) -> T:
+        """The first provider."""
+        return self._members[0].provider
+
+    @property
+    def breakers(self) -> Mapping[str, CircuitBreaker]:
+        """The breakers by the names of their providers, in order; a read-only snapshot."""
+        return MappingProxyType({member.name: member.breaker for member in self._members})
+
+    def execute(self, fn: Callable[[T], R], *, record: bool = True) -> R:
+        """Call a function with one provider after the other, until it succeeds.
+
+        Args:
+            fn: Synchronous function of a provider.
+            record: False for calls whose outcome does not show whether a provider is healthy: they
+                skip open breakers, but are not admitted as probes, and no outcome is recorded.
+
+        Returns:
+            What the function returned.
+
+        Raises:
+            AllFailedError: The function succeeded with no provider.
+            Exception: An exception that `fallback_on` does not include is raised unchanged.
+        """
+        return execute(self._members, fn, "execute", record=record)
+
+    def stream(self, open_stream: Callable[[T], Iterable[R]], *, lazy: bool = False) -> Stream[R]:
+        """Open a stream with one provider after the other, until there is a first item.
+
+        Args:
+            open_stream: Function of a provider that returns an iterable of items R. Whether the
+                function does the work or the first `next()` makes no difference.
+            lazy: When to wait for the first item. False: before this method returns. True: in the
+                first `next()`, for input that the caller has still to produce in the same thread;
+                the provider's function is called at once in either case.
+
+        Returns:
+            An iterator with `close()`, `with` support and the provider's name.
+
+        Raises:
+            AllFailedError: No provider opened a stream. If lazy, the first `next()` may raise it
+                too.
+        """
+        attempts = Attempts(self._members, "stream")
+        return open_request(attempts, PlainRequest(open_stream), lazy=lazy)
+
+    def _attempts(
+        self, operation: str, input_error: Callable[[], BaseException | None]
+    ) -> Attempts[T]:
+        return Attempts(self._members, operation, input_error=input_error)
+
+    def _renew_after_fork(self) -> None:
+        self._lock = RLock()
+
+
+def execute_with_result(group: FallbackGroup[T], fn: Callable[[T], R]) -> R:
+    """Call a function with one provider of a group after the other, until it succeeds.
+
+    The same as `group.execute(fn)`.
+
+    Args:
+        group: Providers of type T.
+        fn: Synchronous function of a provider.
+
+    Returns:
+        What the function returned.
+
+    Raises:
+        AllFailedError: The function succeeded with no provider.
+    """
+    return group.execute(fn)

@@ -1,0 +1,37 @@
+"""Objects whose locks are replaced in a forked child.
+
+A fork copies a lock that another thread holds at that moment, and in the child nobody releases it.
+"""
+
+import os
+from collections.abc import Callable
+from typing import Protocol
+from weakref import WeakSet
+
+
+class Forkable(Protocol):
+    """An object with locks, which a forked child replaces."""
+
+    def _renew_after_fork(self) -> None:
+        """Replace the locks, and discard what other threads have left unfinished; in the child."""
+        ...
+
+
+_forkables: "WeakSet[Forkable]" = WeakSet()
+
+
+def renew_after_fork(owner: Forkable) -> None:
+    """Have the locks of an object replaced in each forked child, as long as the object lives."""
+    _forkables.add(owner)
+
+
+def _renew_all() -> None:
+    for owner in tuple(_forkables):
+        owner._renew_after_fork()
+
+
+def _ignore(*, after_in_child: Callable[[], None]) -> None:
+    """Do nothing, where a process cannot be forked."""
+
+
+getattr(os, "register_at_fork", _ignore)(after_in_child=_renew_all)

@@ -1,0 +1,48 @@
+"""What tests have to know of the CPython that they run on."""
+
+import gc
+import sys
+import sysconfig
+from threading import Event
+from time import monotonic
+
+HAS_GIL = not sysconfig.get_config_var("Py_GIL_DISABLED")
+"""Whether it counts references as it always has, so that what nobody holds is freed at once.
+
+Without the GIL an object is freed by the thread that made it. If another thread drops it, that
+happens when its maker next runs bytecode, or at the next garbage collection.
+"""
+
+IS_EXPERIMENTAL = not HAS_GIL and sys.version_info < (3, 14)
+"""CPython 3.13 without the GIL, which has two faults that concern tests.
+
+If there ever was a thread, it ends by clearing every module before it frees what the main module
+holds: no finalizer works then. And a forked child waits for ever for an object that another thread
+of its parent was using at the moment of the fork.
+"""
+
+
+class Freed:
+    """Tells when objects have been freed that several threads use.
+
+    Who waits for that in one piece, without running bytecode, may wait for itself.
+    """
+
+    def __init__(self, number: int = 1) -> None:
+        """Wait for so many objects."""
+        self._number = number
+        self._freed: list[None] = []
+
+    def tell(self) -> None:
+        """Count one object; made to be its finalizer."""
+        # Without a lock: a finalizer may run in the thread that is just looking.
+        self._freed.append(None)
+
+    def wait(self, seconds: float) -> bool:
+        """Wait until all have been freed; False if that takes longer than some seconds."""
+        end, pause = monotonic() + seconds, Event()
+        while len(self._freed) < self._number and monotonic() < end:
+            pause.wait(0.001)  # and run bytecode in between
+            if not HAS_GIL:
+                gc.collect()
+        return len(self._freed) >= self._number

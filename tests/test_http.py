@@ -17,13 +17,59 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typing_extensions import override
 
-from resilience import CircuitBreaker, CircuitBreakerConfig, State, http
+from resilience import (
+    AllFailedError,
+    CircuitBreaker,
+    CircuitBreakerConfig,
+    FallbackConfig,
+    FallbackGroup,
+    State,
+    http,
+)
 from resilience.testing import ManualClock
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
-PROVIDERS_OWN = [408, 409, 425, 429]
-CLIENTS_OWN = [400, 401, 402, 403, 404, 405, 410, 413, 415, 422, 424, 426, 428, 430, 431, 451, 499]
-NO_CLIENT_ERRORS = [0, -1, 100, 200, 204, 301, 304, 399, 500, 502, 503, 504, 529, 599, 10**30]
+
+Answers = tuple[bool, bool]
+"""What `is_provider_fault` and `may_succeed_elsewhere` say."""
+
+WRONG_REQUEST = (False, False)
+WRONG_PROVIDER = (False, True)
+PROVIDER_FAULT = (True, True)
+STATUSES = {
+    **dict.fromkeys([400, 405, 406, 410, 411, 414, 415, 418, 422, 424, 428], WRONG_REQUEST),
+    **dict.fromkeys([430, 431, 451, 498, 499], WRONG_REQUEST),
+    **dict.fromkeys([403, 404, 413], WRONG_PROVIDER),
+    **dict.fromkeys([401, 402, 408, 409, 425, 429], PROVIDER_FAULT),
+    **dict.fromkeys([500, 501, 502, 503, 504, 529, 599], PROVIDER_FAULT),
+}
+NO_ERRORS = [0, -1, 100, 200, 204, 301, 304, 399, 600, 3000, 10**30]
+CLOSE_CODES = {
+    **dict.fromkeys([1003, 1007, 1008, 1009], WRONG_PROVIDER),
+    **{
+        4000 + status: WRONG_PROVIDER if status < 500 and answers == PROVIDER_FAULT else answers
+        for status, answers in STATUSES.items()
+    },
+    **dict.fromkeys([1000, 1001, 1006, 1011, 1012, 1013, 4000, 4001, 4399, 4600], PROVIDER_FAULT),
+}
+GRPC_CODES = {
+    "INVALID_ARGUMENT": WRONG_REQUEST,
+    "OUT_OF_RANGE": WRONG_REQUEST,
+    "FAILED_PRECONDITION": WRONG_REQUEST,
+    "ALREADY_EXISTS": WRONG_REQUEST,
+    "NOT_FOUND": WRONG_PROVIDER,
+    "PERMISSION_DENIED": WRONG_PROVIDER,
+    "UNIMPLEMENTED": WRONG_PROVIDER,
+    "UNAUTHENTICATED": PROVIDER_FAULT,
+    "RESOURCE_EXHAUSTED": PROVIDER_FAULT,
+    "UNAVAILABLE": PROVIDER_FAULT,
+    "DEADLINE_EXCEEDED": PROVIDER_FAULT,
+    "INTERNAL": PROVIDER_FAULT,
+    "ABORTED": PROVIDER_FAULT,
+    "CANCELLED": PROVIDER_FAULT,
+    "DATA_LOSS": PROVIDER_FAULT,
+    "UNKNOWN": PROVIDER_FAULT,
+}
 
 
 class ShapedError(Exception):
@@ -93,6 +139,20 @@ class HostileText(str):
         raise ValueError
 
 
+class HostileKey(str):
+    """A key that cannot be compared with the text that it has the hash of."""
+
+    __slots__ = ()
+
+    @override
+    def __eq__(self, other: object) -> bool:
+        raise ValueError
+
+    @override
+    def __hash__(self) -> int:
+        return hash(str(self))
+
+
 Pretender = type("Pretender", (), {"__class__": property(lambda _: int)})
 """An object that claims to be an integer."""
 
@@ -115,7 +175,24 @@ def at(now: datetime) -> AbstractContextManager[object]:
     return patch.object(http, "time", SimpleNamespace(time=now.timestamp))
 
 
-def shapes_of(status: object) -> Iterator[ShapedError]:
+def answers(error: BaseException) -> Answers:
+    """Ask both predicates."""
+    return http.is_provider_fault(error), http.may_succeed_elsewhere(error)
+
+
+def raised_from(error: Exception, cause: BaseException | None) -> Exception:
+    """Give an exception a cause."""
+    error.__cause__ = cause
+    return error
+
+
+def aws_error(status: object, code: object = "", **headers: str) -> ShapedError:
+    """Make an exception of the shape of botocore's."""
+    metadata = {"HTTPStatusCode": status, "HTTPHeaders": headers}
+    return ShapedError(response={"Error": {"Code": code}, "ResponseMetadata": metadata})
+
+
+def shapes_of(status: object) -> Iterator[Exception]:
     """Yield an exception for each shape that a status may come in."""
     yield ShapedError(status_code=status)
     yield ShapedError(status_code=status, response=None)
@@ -123,27 +200,79 @@ def shapes_of(status: object) -> Iterator[ShapedError]:
     yield ShapedError(response=Falsy(status_code=status))
     yield ShapedError(status_code=None, response=SimpleNamespace(status_code=status))
     yield ShapedError(status_code=True, response=SimpleNamespace(status_code=status))
-    yield ShapedError(code=status, headers={})
-    yield ShapedError(status=status, headers={})
-    yield ShapedError(status="RESOURCE_EXHAUSTED", code=status, headers={})
+    yield ShapedError(status_code="400", response=SimpleNamespace(status_code=status))
+    yield aws_error(status)
+    yield from shapes_of_code(status)
 
 
-@pytest.mark.parametrize("status", CLIENTS_OWN)
-def test_a_client_error_is_not_the_providers_fault(status: int) -> None:
-    """A status that speaks against the request is not the provider's fault, in any shape."""
-    assert not any(map(http.is_provider_fault, shapes_of(status)))
+def shapes_of_code(status: object) -> Iterator[Exception]:
+    """Yield an exception for each shape in which not every number is a status."""
+    yield ShapedError(status=status)
+    yield ShapedError(status=status, code="rate_limit_exceeded", headers=None)
+    yield ShapedError(status="OVERLOADED", code=status, headers={})
+    yield ShapedError(status_code=None, response=None, code=status)
+    yield ShapedError(http_status=status, status=None, code=None)
+    yield ShapedError(code=lambda: status)
+    yield ShapedError(rcvd=SimpleNamespace(code=status), code=500)
 
 
-@pytest.mark.parametrize("status", PROVIDERS_OWN + NO_CLIENT_ERRORS)
-def test_every_other_status_is_the_providers_fault(status: int) -> None:
-    """Timeout, conflict, too early, too many, and all but 400 to 499 are the provider's fault."""
-    assert all(map(http.is_provider_fault, shapes_of(status)))
+@pytest.mark.parametrize(("status", "expected"), STATUSES.items())
+def test_a_status_decides(status: int, expected: Answers) -> None:
+    """Each status has the answers of the table, in any shape."""
+    assert {answers(error) for error in shapes_of(status)} == {expected}
+
+
+@pytest.mark.parametrize("status", NO_ERRORS)
+def test_a_number_that_is_no_error_is_a_provider_fault(status: int) -> None:
+    """All numbers but those of the table count and move on."""
+    assert {answers(error) for error in shapes_of(status)} == {PROVIDER_FAULT}
+
+
+@pytest.mark.parametrize("status", range(380, 620))
+def test_what_counts_moves_on(status: int) -> None:
+    """No status counts against the provider without moving on to the next."""
+    assert answers(ShapedError(status_code=status)) != (True, False)
+
+
+@pytest.mark.parametrize(("code", "expected"), CLOSE_CODES.items())
+def test_a_close_code_decides(code: int, expected: Answers) -> None:
+    """Each close code of a websocket has the answers of the table."""
+    assert {answers(error) for error in shapes_of_code(code)} == {expected}
+
+
+@pytest.mark.parametrize(("name", "expected"), GRPC_CODES.items())
+def test_a_grpc_code_decides(name: str, expected: Answers) -> None:
+    """Each code of gRPC has the answers of the table, as a member of an enum or as a name."""
+    member = SimpleNamespace(name=name, value=3)
+
+    for status in (member, name):
+        assert {answers(error) for error in shapes_of(status)} == {expected}
+        assert answers(ShapedError(grpc_status_code=status, code=HTTPStatus.OK)) == expected
 
 
 def test_a_status_may_be_an_enum() -> None:
     """A status may be a member of an enum of integers."""
-    assert not any(map(http.is_provider_fault, shapes_of(HTTPStatus.NOT_FOUND)))
-    assert all(map(http.is_provider_fault, shapes_of(HTTPStatus.TOO_MANY_REQUESTS)))
+    assert {answers(error) for error in shapes_of(HTTPStatus.NOT_FOUND)} == {WRONG_PROVIDER}
+    assert {answers(error) for error in shapes_of(HTTPStatus.BAD_REQUEST)} == {WRONG_REQUEST}
+    assert {answers(error) for error in shapes_of(HTTPStatus.TOO_MANY_REQUESTS)} == {PROVIDER_FAULT}
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "expected"),
+    [
+        (400, "ValidationException", WRONG_REQUEST),
+        (400, "ThrottlingException", PROVIDER_FAULT),
+        (400, "Throttling", PROVIDER_FAULT),
+        (400, "ServiceQuotaExceededException", PROVIDER_FAULT),
+        (424, "ModelErrorException", PROVIDER_FAULT),
+        (403, "AccessDeniedException", WRONG_PROVIDER),
+        (400, None, WRONG_REQUEST),
+        (None, "internalServerException", PROVIDER_FAULT),
+    ],
+)
+def test_the_error_codes_of_aws_are_read(status: object, code: object, expected: Answers) -> None:
+    """Throttling, quotas and failed models are the provider's fault, with whatever status."""
+    assert answers(aws_error(status, code)) == expected
 
 
 @pytest.mark.parametrize(
@@ -164,7 +293,7 @@ def test_a_status_may_be_an_enum() -> None:
 )
 def test_what_has_no_status_is_the_providers_fault(error: BaseException) -> None:
     """An exception without a status that is an integer is the provider's fault."""
-    assert http.is_provider_fault(error)
+    assert answers(error) == PROVIDER_FAULT
     assert http.retry_after(error) is None
 
 
@@ -175,21 +304,51 @@ def test_attributes_that_raise_say_nothing() -> None:
         ShapedError(response=Hostile()),
         ShapedError(status_code=Hostile(), headers=Hostile()),
         ShapedError(status_code=Pretender()),
+        ShapedError(code=Hostile(), status=Hostile(), http_status=Hostile(), rcvd=Hostile()),
+        ShapedError(code=HostileError),
+        ShapedError(code=lambda: 1 / 0),
+        ShapedError(details=Hostile(), body=[Hostile(), {"error": Hostile()}]),
+        ShapedError(response={HostileKey("Error"): 1, HostileKey("ResponseMetadata"): 1}),
         with_headers(Hostile()),
         with_headers({"retry-after": Hostile()}),
         with_headers({"retry-after": 10**5000}),
         with_headers({"retry-after-ms": Hostile(), "retry-after": Hostile()}),
     ]
 
-    assert all(map(http.is_provider_fault, errors))
+    assert {answers(error) for error in errors} == {PROVIDER_FAULT}
     assert all(http.retry_after(error) is None for error in errors)
 
 
-@pytest.mark.parametrize("name", ["code", "status"])
-def test_a_code_without_headers_is_no_status(name: str) -> None:
-    """A code on an exception without headers may mean anything, and is no status."""
-    assert http.is_provider_fault(ShapedError(**{name: 404}))
-    assert http.is_provider_fault(ShapedError(**{name: 404}, headers=None))
+@pytest.mark.parametrize("name", ["code", "status", "http_status"])
+@pytest.mark.parametrize("number", [0, 1, 2, 127, 399, 600, 40001])
+def test_not_every_number_is_a_status(name: str, number: int) -> None:
+    """A number such as an exit code is no status, so that the cause is asked."""
+    error = raised_from(ShapedError(**{name: number}), ShapedError(status_code=404))
+
+    assert answers(error) == WRONG_PROVIDER
+
+
+@pytest.mark.parametrize("number", [400, 499, 500, 599, 4400, 4599, "UNAVAILABLE", "ABORTED"])
+def test_a_status_of_its_own_comes_before_the_cause(number: object) -> None:
+    """A number or a name that is a status decides, whatever the cause says."""
+    expected = answers(ShapedError(status_code=number))
+
+    for cause in (ShapedError(status_code=404), ShapedError(status_code=503)):
+        for shape in shapes_of_code(number):
+            assert answers(raised_from(shape, cause)) == expected
+
+
+def test_deprecated_attributes_are_not_read() -> None:
+    """The `code` of an exception is not read if `status` or `rcvd` stand for it."""
+
+    class DeprecatedError(ShapedError):
+        @property
+        def code(self) -> int:
+            pytest.fail("it was read")
+
+    assert answers(DeprecatedError(status=404)) == WRONG_PROVIDER
+    assert answers(DeprecatedError(status=200)) == PROVIDER_FAULT
+    assert answers(DeprecatedError(rcvd=None)) == PROVIDER_FAULT
 
 
 def test_the_exceptions_own_status_comes_first() -> None:
@@ -198,13 +357,14 @@ def test_the_exceptions_own_status_comes_first() -> None:
         status_code=200, response=SimpleNamespace(status_code=404), code=404
     )
 
-    assert http.is_provider_fault(in_mid_stream)
+    assert answers(in_mid_stream) == PROVIDER_FAULT
 
 
 def test_a_status_that_cannot_be_compared_is_read() -> None:
     """An integer that redefines comparison is compared as the number that it is."""
-    assert not http.is_provider_fault(ShapedError(status_code=HostileInteger(404)))
-    assert http.is_provider_fault(ShapedError(status_code=HostileInteger(429)))
+    assert answers(ShapedError(status_code=HostileInteger(404))) == WRONG_PROVIDER
+    assert answers(ShapedError(status_code=HostileInteger(429))) == PROVIDER_FAULT
+    assert answers(ShapedError(code=HostileText("NOT_FOUND"))) == WRONG_PROVIDER
 
 
 @pytest.mark.parametrize(
@@ -227,6 +387,10 @@ def test_a_status_that_cannot_be_compared_is_read() -> None:
         ({"retry-after": "9", "retry-after-ms": "nan"}, 9.0),
         ({"x-retry-after": "1", "retry-after": "9"}, 9.0),
         ({b"\xff": b"1", b"retry-after": b"9"}, 9.0),
+        ({"retry-after": "120, 120"}, 120.0),
+        ({"retry-after": "5, 10"}, 5.0),
+        ({"retry-after": "5, soon"}, 5.0),
+        ({"retry-after-ms": "1500,9"}, 1.5),
         ({"retry-after": "1000000000"}, 1e9),
         ({"retry-after-ms": "1000000000000"}, 1e9),
     ],
@@ -235,12 +399,27 @@ def test_a_number_is_a_wait(headers: Mapping[object, object], seconds: float) ->
     """Milliseconds come first, then seconds, whatever the mapping, its spelling and its types."""
     assert http.retry_after(with_headers(headers)) == seconds
     assert http.retry_after(ShapedError(headers=headers)) == seconds
+    assert http.retry_after(ShapedError(resp_headers=headers)) == seconds
 
 
 @pytest.mark.parametrize(
     "value",
     [
-        *["", " ", "soon", "-1", "-0.001", "nan", "inf", "-inf", "1e999", "5, 10", "10s", "0x10"],
+        *[
+            "",
+            " ",
+            "soon",
+            "-1",
+            "-0.001",
+            "nan",
+            "inf",
+            "-inf",
+            "1e999",
+            ", 10",
+            "soon, 10",
+            "10s",
+            "0x10",
+        ],
         *["9" * 100_000, "\N{SUPERSCRIPT TWO}", "5\x006"],
         *["2026-01-02T03:05:05Z", "Fri, 99 Jan 2026 03:05:05 GMT", "Fri, 02 Jan 9999 03:05:05 GMT"],
         *["1 Jan 0000 00:00 +9999", "1 Jan 99999999999 00:00", "1 Jan 2026 00:00 +99999999999"],
@@ -280,6 +459,7 @@ def test_an_absurd_wait_is_no_wait(name: str, value: str) -> None:
         ("Fri, 02 Jan 2026 03:05:35 -0000", 90.0),
         ("Fri, 02 Jan 2026 03:05:35", 90.0),
         (b"Fri, 02 Jan 2026 03:05:35 GMT", 90.0),
+        ("Fri, 02 Jan 2026 03:05:35 GMT, Fri, 02 Jan 2026 03:05:35 GMT", 90.0),
         ("Fri, 02 Jan 2026 03:04:05 GMT", 0.0),
         ("Fri, 02 Jan 2026 03:04:04 GMT", 0.0),
         ("Thu, 01 Jan 1970 00:00:00 GMT", 0.0),
@@ -290,6 +470,279 @@ def test_a_date_is_a_wait(date: object, seconds: float) -> None:
     """A date is a wait from now on, or none if it is past; without a zone it is in UTC."""
     with at(NOW):
         assert http.retry_after(with_headers({"Retry-After": date})) == seconds
+
+
+@pytest.mark.parametrize("skew", [-86400, -300, 0, 300, 86400])
+def test_a_date_is_measured_from_the_date_of_the_response(skew: int) -> None:
+    """The clock of this machine does not matter if the response says when it was sent."""
+    then = NOW + timedelta(seconds=skew)
+    date, later = (format_datetime(then + timedelta(seconds=wait)) for wait in (0, 60))
+
+    with at(NOW):
+        assert http.retry_after(with_headers({"Retry-After": later, "Date": date})) == 60.0
+        assert http.retry_after(with_headers({"Retry-After": date, "Date": later})) == 0.0
+        assert http.retry_after(aws_error(429, retry_after=later)) is None
+        assert http.retry_after(aws_error(429, **{"retry-after": later, "date": date})) == 60.0
+
+
+@pytest.mark.parametrize("date", ["", "now", "5", None, b"\xff", "1 Jan 99999999999 00:00"])
+def test_a_date_of_the_response_without_sense_is_ignored(date: object) -> None:
+    """Without a date of the response that can be understood, the time of day is taken."""
+    headers = {"retry-after": "Fri, 02 Jan 2026 03:05:35 GMT", "date": date}
+
+    with at(NOW):
+        assert http.retry_after(with_headers(headers)) == 90.0
+
+
+def test_an_absurd_date_of_the_response_gives_no_wait() -> None:
+    """More than 1e9 seconds between the two dates say nothing."""
+    headers = {
+        "retry-after": "Fri, 02 Jan 2026 03:05:35 GMT",
+        "date": "Thu, 01 Jan 1970 00:00:00 GMT",
+    }
+
+    with at(NOW):
+        assert http.retry_after(with_headers(headers)) is None
+
+
+def test_the_headers_of_botocore_are_read() -> None:
+    """The headers that botocore puts into a dictionary are found."""
+    assert http.retry_after(aws_error(429, **{"retry-after": "7"})) == 7.0
+
+
+# ---- Google's RetryInfo
+
+
+def retry_info(seconds: object, nanos: object = 0) -> SimpleNamespace:
+    """Make an object of the shape of the protobuf message."""
+    return SimpleNamespace(retry_delay=SimpleNamespace(seconds=seconds, nanos=nanos))
+
+
+@pytest.mark.parametrize(
+    ("info", "seconds"),
+    [
+        (retry_info(34), 34.0),
+        (retry_info(34, 500_000_000), 34.5),
+        (retry_info(0), 0.0),
+        (retry_info(10**9), 1e9),
+        (retry_info(0, 1), 1e-9),
+        (retry_info(HostileInteger(34)), 34.0),
+        ({"retryDelay": "34s"}, 34.0),
+        ({"retryDelay": "34.25s"}, 34.25),
+        ({"retryDelay": HostileText("34s")}, 34.0),
+        ({"retryDelay": "0s"}, 0.0),
+    ],
+)
+def test_retry_info_is_a_wait(info: object, seconds: float) -> None:
+    """The delay of a RetryInfo is found in details of any depth that Google sends."""
+    error = {"code": 429, "details": [{"reason": "RATE_LIMIT_EXCEEDED"}, info]}
+
+    assert http.retry_after(ShapedError(details=[object(), info])) == seconds
+    assert http.retry_after(ShapedError(details=error)) == seconds
+    assert http.retry_after(ShapedError(details={"error": error})) == seconds
+    assert http.retry_after(ShapedError(body=[{"error": error}])) == seconds
+
+
+@pytest.mark.parametrize(
+    "info",
+    [
+        *[retry_info(-1), retry_info(10**10), retry_info(10**400), retry_info(-(10**400))],
+        *[retry_info("34"), retry_info(34.0), retry_info(34, None), retry_info(34, 0.5)],
+        *[retry_info(1, -1), retry_info(1, 10**400), retry_info(1, -(10**400))],
+        *[retry_info(Hostile()), retry_info(timedelta(seconds=1))],
+        SimpleNamespace(retry_delay=None),
+        SimpleNamespace(retry_delay=timedelta(seconds=34)),
+        *[{"retryDelay": value} for value in ("", "s", "soon", "-1s", "nans", "1e10s", "3m", None)],
+        *[{"retryDelay": 34}, {"retry-delay": "34s"}, "34s", 34, ("34s",), MagicMock(), Mock()],
+    ],
+    ids=lambda value: ascii(value)[:60],
+)
+def test_a_retry_info_without_sense_is_no_wait(info: object) -> None:
+    """What is negative, absurd or not to be understood says nothing."""
+    assert http.retry_after(ShapedError(details=[info], body={"details": info})) is None
+
+
+def test_headers_come_before_retry_info() -> None:
+    """A header wins over a RetryInfo, if it can be understood."""
+    info = [{"retryDelay": "34s"}]
+
+    assert http.retry_after(ShapedError(details=info, headers={"retry-after": "5"})) == 5.0
+    assert http.retry_after(ShapedError(details=info, headers={"retry-after": "soon"})) == 34.0
+
+
+def test_details_without_end_are_left() -> None:
+    """Details that contain themselves are looked at for a while, and say nothing."""
+    endless: list[object] = [{"error": {}}]
+    endless += [endless, endless]
+
+    assert http.retry_after(ShapedError(details=endless)) is None
+
+
+# ---- exceptions in and behind an exception
+
+
+@pytest.mark.parametrize(("status", "expected"), STATUSES.items())
+def test_an_exception_without_a_status_is_judged_by_its_cause(
+    status: int, expected: Answers
+) -> None:
+    """A wrapper is judged like the exception that it was raised from, at any depth."""
+    inner = ShapedError(status_code=status, headers={"retry-after": "90"})
+
+    wrapped = raised_from(RuntimeError("wrapped"), inner)
+    twice = raised_from(ValueError("wrapped again"), wrapped)
+
+    for error in (wrapped, twice):
+        assert answers(error) == expected
+        assert http.retry_after(error) == 90.0
+
+
+def test_the_cause_is_read_only_for_what_is_missing() -> None:
+    """A status or a wait of the exception itself is used, and not that of its cause."""
+    cause = ShapedError(status_code=429, headers={"retry-after": "90"})
+
+    assert answers(raised_from(ShapedError(status_code=400), cause)) == WRONG_REQUEST
+    assert http.retry_after(raised_from(with_headers({"retry-after": "5"}), cause)) == 5.0
+    assert http.retry_after(raised_from(ShapedError(status_code=503), cause)) == 90.0
+
+
+def test_a_context_is_no_cause() -> None:
+    """An exception that was only being handled meanwhile is not read."""
+    error = RuntimeError()
+    error.__context__ = ShapedError(status_code=400, headers={"retry-after": "5"})
+
+    assert answers(error) == PROVIDER_FAULT
+    assert http.retry_after(error) is None
+
+
+@pytest.mark.parametrize(
+    ("statuses", "expected"),
+    [
+        ([400], WRONG_REQUEST),
+        ([400, 422, 405], WRONG_REQUEST),
+        ([400, 404], WRONG_PROVIDER),
+        ([404, 403], WRONG_PROVIDER),
+        ([400, 503], PROVIDER_FAULT),
+        ([503, 400], PROVIDER_FAULT),
+        ([401, 404], PROVIDER_FAULT),
+        ([400, None], PROVIDER_FAULT),
+        ([None], PROVIDER_FAULT),
+    ],
+)
+def test_a_group_is_judged_by_its_members(statuses: list[object], expected: Answers) -> None:
+    """Each predicate is true of a group if it is true of any member, at any depth."""
+    members = [ShapedError(status_code=status) for status in statuses]
+    wrapped = [raised_from(RuntimeError(), member) for member in members]
+    group = ExceptionGroup("", members)
+    failed = AllFailedError(dict(zip("abc", members, strict=False)))
+
+    assert answers(group) == expected
+    assert answers(ExceptionGroup("", [group, *wrapped])) == expected
+    assert answers(raised_from(RuntimeError(), BaseExceptionGroup("", wrapped))) == expected
+    assert answers(failed) == expected
+
+
+def test_what_a_provider_cannot_do_does_not_count() -> None:
+    """A provider without a method is not at fault, nor is a group of such providers."""
+    failed = AllFailedError({"a": NotImplementedError(), "b": ShapedError(status_code=413)})
+
+    assert answers(NotImplementedError()) == WRONG_PROVIDER
+    assert answers(failed) == WRONG_PROVIDER
+
+
+def test_the_longest_wait_in_a_group_counts() -> None:
+    """A group waits for the member that asks for the longest wait."""
+    members = [with_headers({"retry-after": wait}) for wait in ("5", "60", "soon", "7")]
+
+    assert http.retry_after(ExceptionGroup("", members)) == 60.0
+    assert http.retry_after(ExceptionGroup("", members[2:3])) is None
+
+
+def test_the_status_of_a_group_comes_first() -> None:
+    """A group that has a status of its own is judged by that."""
+
+    class StatusGroup(ExceptionGroup[Exception]):
+        status_code = 404
+
+    assert answers(StatusGroup("", [ShapedError(status_code=503)])) == WRONG_PROVIDER
+
+
+def test_a_group_of_providers_asks_for_no_wait() -> None:
+    """The providers behind an `AllFailedError` wait each for itself, so it has no wait."""
+    throttled = with_headers({"retry-after": "60"})
+    failed = raised_from(AllFailedError({"a": throttled}), throttled)
+
+    assert http.retry_after(failed) is None
+    assert http.retry_after(raised_from(RuntimeError(), failed)) is None
+    assert answers(raised_from(AllFailedError({}), None)) == PROVIDER_FAULT
+
+
+def test_circles_end() -> None:
+    """Exceptions that are each other's causes or members are read once each."""
+    first, second = RuntimeError(), RuntimeError()
+    raised_from(first, raised_from(second, first))
+    member = ShapedError(status_code=400, headers={"retry-after": "5"})
+    group = ExceptionGroup("", [first, raised_from(ValueError(), member), member])
+    raised_from(second, group)
+
+    assert answers(first) == WRONG_REQUEST
+    assert answers(group) == WRONG_REQUEST
+    assert http.retry_after(first) == 5.0
+    assert answers(raised_from(first, first)) == PROVIDER_FAULT
+
+
+def test_causes_without_end_are_left() -> None:
+    """After a hundred exceptions the rest is not looked at, and nothing is known."""
+
+    class EndlessError(Exception):
+        @property
+        @override
+        def __cause__(self) -> BaseException:  # type: ignore[override]
+            return EndlessError()
+
+    class EndlessGroup(ExceptionGroup[Exception]):
+        @property
+        def exceptions(self) -> tuple[Exception, ...]:
+            return EndlessGroup("", [self]), EndlessGroup("", [self])
+
+    assert answers(EndlessError()) == PROVIDER_FAULT
+    assert http.retry_after(EndlessError()) is None
+    assert answers(EndlessGroup("", [ValueError()])) == PROVIDER_FAULT
+    assert answers(chain_of(99)) == WRONG_REQUEST
+    assert answers(chain_of(100)) == PROVIDER_FAULT
+
+
+def chain_of(wrappers: int) -> Exception:
+    """Wrap a client error so many times."""
+    error: Exception = ShapedError(status_code=400)
+    for _ in range(wrappers):
+        error = raised_from(RuntimeError(), error)
+    return error
+
+
+def test_a_large_group_is_judged_whole() -> None:
+    """All members of a group are judged, however many there are."""
+    members = [ShapedError(status_code=400) for _ in range(1000)]
+
+    assert answers(ExceptionGroup("", members)) == WRONG_REQUEST
+    assert answers(ExceptionGroup("", [*members, ShapedError(status_code=503)])) == PROVIDER_FAULT
+
+
+def test_parts_that_are_none_are_ignored() -> None:
+    """What cannot be read, or is no exception, is no member and no cause."""
+
+    class HostileGroup(ExceptionGroup[Exception]):
+        @property
+        def exceptions(self) -> tuple[Exception, ...]:
+            raise ValueError
+
+    class StrangeGroup(ExceptionGroup[Exception]):
+        exceptions = (400, None)  # type: ignore[assignment]
+
+    for group in (HostileGroup, StrangeGroup):
+        assert answers(group("", [ShapedError(status_code=400)])) == PROVIDER_FAULT
+
+
+# ---- where headers are found
 
 
 @pytest.fixture(params=["EST5", "UTC0", "JST-9"])
@@ -352,8 +805,11 @@ def test_the_standard_librarys_own_error_is_read() -> None:
     headers["Retry-After"] = "5"
 
     with HTTPError("http://localhost", 404, "Not Found", headers, BytesIO()) as error:
-        assert not http.is_provider_fault(error)
+        assert answers(error) == WRONG_PROVIDER
         assert http.retry_after(error) == 5.0
+    with HTTPError("http://localhost", 400, "Bad", None, BytesIO()) as error:  # type: ignore[arg-type]
+        assert answers(error) == WRONG_REQUEST
+        assert http.retry_after(error) is None
 
 
 def test_an_interrupt_is_not_swallowed() -> None:
@@ -399,6 +855,35 @@ def test_a_breaker_obeys_the_provider() -> None:
     assert breaker.state is State.HALF_OPEN
 
 
+def test_a_group_moves_on_when_another_may_succeed() -> None:
+    """A group that is given both predicates tries the next provider unless the request is wrong."""
+    config = FallbackConfig(
+        circuit_breaker=CircuitBreakerConfig(
+            max_failures=1, failure_on=http.is_provider_fault, retry_after=http.retry_after
+        ),
+        fallback_on=http.may_succeed_elsewhere,
+    )
+
+    def ask(status: int) -> tuple[str, State]:
+        def fail_first(provider: str) -> str:
+            if provider == "first":
+                raise ShapedError(status_code=status)
+            return provider
+
+        group = FallbackGroup("first", "first", config)
+        group.add_fallback("second", "second")
+        try:
+            answer = group.execute(fail_first)
+        except ShapedError:
+            answer = "refused"
+        return answer, group.breakers["first"].state
+
+    assert ask(400) == ("refused", State.CLOSED)
+    assert ask(404) == ("second", State.CLOSED)
+    assert ask(401) == ("second", State.OPEN)
+    assert ask(503) == ("second", State.OPEN)
+
+
 # ---- anything at all
 
 NAMES = st.sampled_from(["retry-after", "Retry-After", "retry-after-ms", "RETRY-AFTER-MS", "date"])
@@ -430,6 +915,7 @@ ERRORS = st.builds(HostileError) | st.fixed_dictionaries(
         "headers": HEADERS,
         "status": VALUES,
         "code": VALUES,
+        "details": VALUES,
     },
 ).map(lambda attributes: ShapedError(**attributes))
 
@@ -437,11 +923,12 @@ ERRORS = st.builds(HostileError) | st.fixed_dictionaries(
 @given(error=ERRORS)
 @settings(deadline=None)
 def test_nothing_makes_the_reading_raise(error: Exception) -> None:
-    """Whatever an exception carries, the answer is a truth and a sensible wait or None."""
-    is_fault = http.is_provider_fault(error)
+    """Whatever an exception carries, the answers are truths and a sensible wait or None."""
+    is_fault, moves_on = answers(error)
     seconds = http.retry_after(error)
 
     assert is_fault is True or is_fault is False
+    assert moves_on is True or moves_on is is_fault is False
     assert seconds is None or (type(seconds) is float and 0.0 <= seconds <= 1e9)
 
 

@@ -81,7 +81,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.released.wait()
 
     def _answer(self, answer: Answer) -> None:
-        self.send_response(answer.status, "As Told")
+        self.send_response_only(answer.status, "As Told")  # and no `Date`
         for name, value in answer.headers.items():
             self.send_header(name, value)
         self.end_headers()

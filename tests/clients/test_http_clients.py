@@ -3,12 +3,17 @@
 Each client talks to a server on this machine. Those that are not installed are skipped.
 """
 
+import asyncio
+import contextlib
 import json
+import threading
 import urllib.request
 from collections.abc import Callable
+from concurrent import futures
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from types import SimpleNamespace
+from typing import Any, NoReturn
 from unittest.mock import patch
 from urllib.error import HTTPError
 
@@ -22,7 +27,17 @@ IMPATIENCE = 0.2  # seconds, for a server that never answers
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 MESSAGES = [{"role": "user", "content": "Hello?"}]
 EVENT_STREAM = {"Content-Type": "text/event-stream"}
-CLIENTS = {"anthropic", "httpx", "openai", "requests", "urllib"}
+CLIENTS = {
+    *("aiohttp", "anthropic", "botocore", "elevenlabs", "google", "httpx", "httpx2", "ollama"),
+    *("openai", "requests", "urllib", "websocket"),
+}
+
+Answers = tuple[bool, bool]
+"""What `is_provider_fault` and `may_succeed_elsewhere` say."""
+
+WRONG_REQUEST = (False, False)
+WRONG_PROVIDER = (False, True)
+PROVIDER_FAULT = (True, True)
 
 Ask = Callable[[str, float], None]
 """Sends a request to a URL, waits no longer than some seconds, and reads the answer."""
@@ -103,14 +118,91 @@ def stream_anthropic_lazily(url: str, timeout: float) -> None:
         list(stream)
 
 
-with_every_client = pytest.mark.parametrize(
-    "ask",
-    [
-        *[ask_urllib, ask_httpx, ask_requests, ask_openai, stream_openai],
-        *[ask_anthropic, stream_anthropic, stream_anthropic_lazily],
-    ],
-    ids=lambda ask: ask.__name__,
+def ask_aiohttp(url: str, timeout: float) -> None:
+    """Send a request with aiohttp."""
+    aiohttp = pytest.importorskip("aiohttp")
+
+    async def ask() -> None:
+        limit = aiohttp.ClientTimeout(total=timeout)
+        async with (
+            aiohttp.ClientSession(timeout=limit, raise_for_status=True) as session,
+            session.get(url) as response,
+        ):
+            await response.read()
+
+    asyncio.run(ask())
+
+
+def ask_botocore(url: str, timeout: float) -> None:
+    """Ask for a whole answer with botocore."""
+    sessions = pytest.importorskip("botocore.session")
+    config = pytest.importorskip("botocore.config").Config(
+        read_timeout=timeout, retries={"total_max_attempts": 1}
+    )
+    client = sessions.Session().create_client(
+        "bedrock-runtime",
+        region_name="us-east-1",
+        endpoint_url=url,
+        aws_access_key_id="-",
+        aws_secret_access_key="-",  # noqa: S106
+        config=config,
+    )
+    with contextlib.closing(client):
+        client.converse(modelId="-", messages=[{"role": "user", "content": [{"text": "Hello?"}]}])
+
+
+def ask_genai(url: str, timeout: float) -> None:
+    """Ask for a whole answer with google-genai."""
+    genai = pytest.importorskip("google.genai")
+    options = {"base_url": url, "timeout": round(timeout * 1000)}
+    with genai.Client(api_key="-", http_options=options) as client:
+        client.models.generate_content(model="-", contents="Hello?")
+
+
+def ask_ollama(url: str, timeout: float) -> None:
+    """Ask for a whole answer with ollama."""
+    ollama = pytest.importorskip("ollama")
+    with ollama.Client(host=url, timeout=timeout) as client:
+        client.chat(model="-", messages=MESSAGES)
+
+
+def ask_elevenlabs(url: str, timeout: float) -> None:
+    """Ask for a voice with elevenlabs."""
+    httpx = pytest.importorskip("httpx")
+    vendor = pytest.importorskip("elevenlabs.client")
+    options = {"max_retries": 0, "timeout_in_seconds": timeout}
+    with httpx.Client() as connections:
+        client = vendor.ElevenLabs(api_key="-", base_url=url, httpx_client=connections)
+        list(client.text_to_speech.convert("-", text="Hello?", request_options=options))
+
+
+def connect_websocket_client(url: str, timeout: float) -> None:
+    """Open a websocket with websocket-client."""
+    websocket = pytest.importorskip("websocket")
+    websocket.create_connection(url.replace("http", "ws"), timeout=timeout).close()
+
+
+EVERY_CLIENT = [
+    *[ask_urllib, ask_httpx, ask_requests, ask_openai, stream_openai],
+    *[ask_anthropic, stream_anthropic, stream_anthropic_lazily],
+    *[ask_aiohttp, ask_botocore, ask_genai, ask_ollama, ask_elevenlabs, connect_websocket_client],
+]
+
+
+def with_clients(*clients: Ask) -> pytest.MarkDecorator:
+    """Run a test with each of some clients."""
+    return pytest.mark.parametrize("ask", clients, ids=lambda ask: ask.__name__)
+
+
+with_every_client = with_clients(*EVERY_CLIENT)
+with_every_client_that_has_headers = with_clients(
+    *(client for client in EVERY_CLIENT if client is not ask_ollama)
 )
+
+
+def answers(error: Exception) -> Answers:
+    """Ask both predicates."""
+    return http.is_provider_fault(error), http.may_succeed_elsewhere(error)
 
 
 def error_of(ask: Ask, url: str, timeout: float = PATIENCE) -> Exception:
@@ -123,28 +215,25 @@ def error_of(ask: Ask, url: str, timeout: float = PATIENCE) -> Exception:
 
 
 @with_every_client
-@pytest.mark.parametrize("status", [400, 401, 403, 404, 413, 422])
-def test_a_client_error_is_not_the_providers_fault(ask: Ask, status: int) -> None:
-    """A response that finds fault with the request is not the provider's fault."""
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [
+        *[(status, WRONG_REQUEST) for status in (400, 405, 411, 415, 422, 424, 451, 499)],
+        *[(status, WRONG_PROVIDER) for status in (403, 404, 413)],
+        *[(status, PROVIDER_FAULT) for status in (401, 402, 408, 409, 425, 429)],
+        *[(status, PROVIDER_FAULT) for status in (500, 501, 502, 503, 504, 529)],
+    ],
+)
+def test_the_status_of_a_response_decides(ask: Ask, status: int, expected: Answers) -> None:
+    """A response counts and moves on as its status says."""
     with serve(Answer(status=status)) as url:
         error = error_of(ask, url)
 
-    assert not http.is_provider_fault(error)
+    assert answers(error) == expected
     assert http.retry_after(error) is None
 
 
-@with_every_client
-@pytest.mark.parametrize("status", [408, 409, 425, 429, 500, 503, 529])
-def test_every_other_status_is_the_providers_fault(ask: Ask, status: int) -> None:
-    """A response that says nothing against the request is the provider's fault."""
-    with serve(Answer(status=status)) as url:
-        error = error_of(ask, url)
-
-    assert http.is_provider_fault(error)
-    assert http.retry_after(error) is None
-
-
-@with_every_client
+@with_every_client_that_has_headers
 @pytest.mark.parametrize("status", [429, 503])
 @pytest.mark.parametrize(
     ("headers", "seconds"),
@@ -167,13 +256,23 @@ def test_the_provider_says_when_to_come_back(
         assert http.retry_after(error) == seconds
 
 
+@with_every_client_that_has_headers
+def test_the_clock_of_this_machine_does_not_matter(ask: Ask) -> None:
+    """A date to come back at is measured from the date of the response."""
+    date, later = (format_datetime(NOW + timedelta(seconds=wait), usegmt=True) for wait in (0, 60))
+    with serve(Answer(status=429, headers={"Date": date, "Retry-After": later})) as url:
+        error = error_of(ask, url)
+
+    assert http.retry_after(error) == 60.0
+
+
 @with_every_client
 def test_a_refused_connection_is_the_providers_fault(ask: Ask) -> None:
     """A port at which nobody listens is the provider's fault, and says no wait."""
     with refuse() as url:
         error = error_of(ask, url)
 
-    assert http.is_provider_fault(error)
+    assert answers(error) == PROVIDER_FAULT
     assert http.retry_after(error) is None
 
 
@@ -183,7 +282,7 @@ def test_a_reset_connection_is_the_providers_fault(ask: Ask) -> None:
     with serve(Fault.RESET) as url:
         error = error_of(ask, url)
 
-    assert http.is_provider_fault(error)
+    assert answers(error) == PROVIDER_FAULT
     assert http.retry_after(error) is None
 
 
@@ -193,7 +292,7 @@ def test_silence_is_the_providers_fault(ask: Ask) -> None:
     with serve(Fault.SILENCE) as url:
         error = error_of(ask, url, IMPATIENCE)
 
-    assert http.is_provider_fault(error)
+    assert answers(error) == PROVIDER_FAULT
     assert http.retry_after(error) is None
 
 
@@ -208,7 +307,7 @@ def test_an_error_in_anthropics_stream_is_the_providers_fault(ask: Ask, kind: st
         error = error_of(ask, url)
 
     assert getattr(error, "status_code", None) == 200
-    assert http.is_provider_fault(error)
+    assert answers(error) == PROVIDER_FAULT
     assert http.retry_after(error) is None
 
 
@@ -221,5 +320,252 @@ def test_an_error_in_openais_stream_is_the_providers_fault() -> None:
         error = error_of(stream_openai, url)
 
     assert not hasattr(error, "status_code")
-    assert http.is_provider_fault(error)
+    assert answers(error) == PROVIDER_FAULT
     assert http.retry_after(error) is None
+
+
+# ---- waits that do not stand in a header
+
+RETRY_INFO = {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "34.5s"}
+GOOGLES_ERROR = {
+    "error": {
+        "code": 429,
+        "message": "Quota exceeded.",
+        "status": "RESOURCE_EXHAUSTED",
+        "details": [{"@type": "type.googleapis.com/google.rpc.QuotaFailure"}, RETRY_INFO],
+    }
+}
+
+
+@pytest.mark.parametrize(
+    ("ask", "body"), [(ask_genai, GOOGLES_ERROR), (ask_openai, [GOOGLES_ERROR])]
+)
+def test_googles_retry_info_is_a_wait(ask: Ask, body: object) -> None:
+    """The delay in the body of Google's 429 is found, with their client and with openai's."""
+    headers = {"Content-Type": "application/json"}
+    with serve(Answer(status=429, headers=headers, body=json.dumps(body).encode())) as url:
+        error = error_of(ask, url)
+
+    assert answers(error) == PROVIDER_FAULT
+    assert http.retry_after(error) == 34.5
+
+
+# ---- errors of AWS
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "expected"),
+    [
+        (400, "ValidationException", WRONG_REQUEST),
+        (400, "ThrottlingException", PROVIDER_FAULT),
+        (400, "ServiceQuotaExceededException", PROVIDER_FAULT),
+        (424, "ModelErrorException", PROVIDER_FAULT),
+        (403, "AccessDeniedException", WRONG_PROVIDER),
+        (404, "ResourceNotFoundException", WRONG_PROVIDER),
+    ],
+)
+def test_the_error_codes_of_aws_are_read(status: int, code: str, expected: Answers) -> None:
+    """Throttling is the provider's fault also if AWS sends it with a status of 400."""
+    with serve(Answer(status=status, headers={"x-amzn-ErrorType": code})) as url:
+        error = error_of(ask_botocore, url)
+
+    assert answers(error) == expected
+
+
+# ---- gRPC
+
+
+def fail_by_grpc(code: str, wait: float | None = None) -> tuple[Exception, Exception]:
+    """Let a real server abort a call, and return what grpc and google-api-core raise."""
+    grpc = pytest.importorskip("grpc")
+    rpc_status = pytest.importorskip("grpc_status.rpc_status")
+    wrap_errors = pytest.importorskip("google.api_core.grpc_helpers").wrap_errors
+    details = pytest.importorskip("google.rpc.error_details_pb2")
+    status = pytest.importorskip("google.rpc.status_pb2").Status(
+        code=grpc.StatusCode[code].value[0], message="Sorry."
+    )
+    if wait is not None:
+        info = details.RetryInfo()
+        info.retry_delay.FromMilliseconds(round(wait * 1000))
+        status.details.add().Pack(info)
+
+    def abort(_: bytes, context: Any) -> NoReturn:  # noqa: ANN401
+        context.abort_with_status(rpc_status.to_status(status))
+        raise AssertionError
+
+    handler = grpc.unary_unary_rpc_method_handler(abort)
+    with futures.ThreadPoolExecutor(1) as threads:
+        server = grpc.server(threads)
+        server.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler("speech", {"hear": handler}),)
+        )
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        try:
+            with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+                call = channel.unary_unary("/speech/hear")
+                with pytest.raises(grpc.RpcError) as raw:
+                    call(b"", timeout=PATIENCE)
+                with pytest.raises(Exception, match="Sorry") as wrapped:
+                    wrap_errors(call)(b"", timeout=PATIENCE)
+        finally:
+            server.stop(None).wait()
+    return raw.value, wrapped.value
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("INVALID_ARGUMENT", WRONG_REQUEST),
+        ("OUT_OF_RANGE", WRONG_REQUEST),
+        ("FAILED_PRECONDITION", WRONG_REQUEST),
+        ("ALREADY_EXISTS", WRONG_REQUEST),
+        ("NOT_FOUND", WRONG_PROVIDER),
+        ("PERMISSION_DENIED", WRONG_PROVIDER),
+        ("UNIMPLEMENTED", WRONG_PROVIDER),
+        ("UNAUTHENTICATED", PROVIDER_FAULT),
+        ("RESOURCE_EXHAUSTED", PROVIDER_FAULT),
+        ("UNAVAILABLE", PROVIDER_FAULT),
+        ("DEADLINE_EXCEEDED", PROVIDER_FAULT),
+        ("INTERNAL", PROVIDER_FAULT),
+        ("UNKNOWN", PROVIDER_FAULT),
+        ("CANCELLED", PROVIDER_FAULT),
+        ("ABORTED", PROVIDER_FAULT),
+        ("DATA_LOSS", PROVIDER_FAULT),
+    ],
+)
+def test_the_code_of_grpc_decides(code: str, expected: Answers) -> None:
+    """What grpc raises, and what google-api-core makes of it, counts and moves on as it says."""
+    for error in fail_by_grpc(code):
+        assert answers(error) == expected
+        assert http.retry_after(error) is None
+
+
+def test_the_retry_info_of_google_api_core_is_a_wait() -> None:
+    """The delay that a gRPC server sends is found in what google-api-core raises."""
+    _, error = fail_by_grpc("RESOURCE_EXHAUSTED", 34.5)
+
+    assert http.retry_after(error) == 34.5
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [(400, WRONG_REQUEST), (404, WRONG_PROVIDER), (401, PROVIDER_FAULT), (429, PROVIDER_FAULT)],
+)
+def test_google_api_core_is_read_over_http(status: int, expected: Answers) -> None:
+    """What google-api-core raises for a response of HTTP is read like one of gRPC."""
+    from_response = pytest.importorskip("google.api_core.exceptions").from_http_response
+    with serve(Answer(status=status, headers={"Retry-After": "30"})) as url:
+        error = error_of(ask_requests, url)
+
+    error = from_response(error.response)  # type: ignore[attr-defined]
+
+    assert answers(error) == expected
+    assert http.retry_after(error) == 30.0
+
+
+# ---- websockets
+
+
+def fail_by_websocket(process_request: object = None, close_code: int = 1000) -> Exception:
+    """Let a real server refuse or close a websocket, and return what websockets raises."""
+    server_side = pytest.importorskip("websockets.sync.server")
+    client_side = pytest.importorskip("websockets.sync.client")
+
+    def hang_up(connection: Any) -> None:  # noqa: ANN401
+        connection.close(close_code, "Sorry.")
+
+    with server_side.serve(hang_up, "127.0.0.1", 0, process_request=process_request) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        port = server.socket.getsockname()[1]
+        try:
+            with (
+                pytest.raises(pytest.importorskip("websockets").WebSocketException) as caught,
+                client_side.connect(f"ws://127.0.0.1:{port}", proxy=None) as connection,
+            ):
+                connection.recv(PATIENCE)
+        finally:
+            server.shutdown()
+            thread.join()
+    error: Exception = caught.value
+    return error
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [(400, WRONG_REQUEST), (404, WRONG_PROVIDER), (401, PROVIDER_FAULT), (429, PROVIDER_FAULT)],
+)
+def test_a_refused_handshake_is_read(status: int, expected: Answers) -> None:
+    """The status and the headers of a refused handshake are found."""
+
+    def refuse_it(connection: Any, _: object) -> object:  # noqa: ANN401
+        response = connection.respond(status, "Sorry.")
+        response.headers["Retry-After"] = "30"
+        return response
+
+    error = fail_by_websocket(refuse_it)
+
+    assert answers(error) == expected
+    assert http.retry_after(error) == 30.0
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        (1008, WRONG_PROVIDER),
+        (1009, WRONG_PROVIDER),
+        (4400, WRONG_REQUEST),
+        (4404, WRONG_PROVIDER),
+        (4429, WRONG_PROVIDER),
+        (1000, PROVIDER_FAULT),
+        (1011, PROVIDER_FAULT),
+        (4001, PROVIDER_FAULT),
+    ],
+)
+def test_a_close_code_is_read(code: int, expected: Answers) -> None:
+    """The code with which a server closes a websocket decides, and reading it warns of nothing."""
+    error = fail_by_websocket(close_code=code)
+
+    assert answers(error) == expected
+    assert http.retry_after(error) is None
+
+
+# ---- exceptions that wrap others
+
+
+def retry(ask: Ask, url: str) -> None:
+    """Ask once with tenacity, which raises an error of its own when it gives up."""
+    tenacity = pytest.importorskip("tenacity")
+    tenacity.Retrying(stop=tenacity.stop_after_attempt(1))(ask, url, PATIENCE)
+
+
+def ask_in_task_group(ask: Ask, url: str) -> None:
+    """Ask twice at the same time, in a group of tasks."""
+
+    async def ask_both() -> None:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(2):
+                group.create_task(asyncio.to_thread(ask, url, PATIENCE))
+
+    asyncio.run(ask_both())
+
+
+@pytest.mark.parametrize("wrap", [retry, ask_in_task_group])
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [(400, WRONG_REQUEST), (404, WRONG_PROVIDER), (401, PROVIDER_FAULT), (429, PROVIDER_FAULT)],
+)
+def test_a_wrapped_error_is_read(
+    wrap: Callable[[Ask, str], None], status: int, expected: Answers
+) -> None:
+    """What tenacity and groups of tasks raise says what the client's own error says."""
+    with (
+        serve(Answer(status=status, headers={"Retry-After": "30"})) as url,
+        pytest.raises(Exception) as caught,  # noqa: PT011
+    ):
+        wrap(ask_httpx, url)
+
+    assert type(caught.value).__name__ in {"RetryError", "ExceptionGroup"}
+    assert answers(caught.value) == expected
+    assert http.retry_after(caught.value) == 30.0

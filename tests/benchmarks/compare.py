@@ -1,10 +1,14 @@
 """Measures this library, other circuit breakers and bare calls side by side, and prints a table.
 
     python tests/benchmarks/compare.py [--json] [--rounds N]
+    python tests/benchmarks/compare.py --check
 
 All candidates of a case take turns in each round, so that a busy machine slows all of them. The
 figures are medians over the rounds, in nanoseconds for one call, and ratios to the bare call. A
 peer that is not installed is left out.
+
+With `--check` it measures this library alone, in a few seconds, and fails if one of the ratios in
+`BOUNDS` is exceeded.
 """
 
 import argparse
@@ -29,6 +33,7 @@ Table = dict[str, dict[str, float]]
 
 NEVER = 10**9  # failures, seconds: more than a benchmark has
 CALLS = 2_000
+CHECK_ROUNDS = 40
 ITEMS = 1_000
 REQUEST = llm.CompletionRequest(messages=())
 ANSWER = llm.CompletionResponse(content="ok")
@@ -101,16 +106,32 @@ class Model(llm.Provider):
 
 MODEL = Model()
 
+BOUNDS = {
+    "closed and healthy": ("passed through", 1.8),
+    "failing": ("bare", 6.8),
+    "rejected": ("bare", 4.2),
+    "group, primary answers": ("passed through", 2.1),
+    "group, open primary is skipped": ("passed through", 16.0),
+    "group, primary fails": ("passed through", 36.0),
+    f"stream of {ITEMS} items": ("bare", 5.6),
+}
+"""For each case what it is compared with, and how many times its cost is allowed.
 
-def breakers() -> dict[str, Callable[[Work, str], Work]]:
+An eighth more than the highest of 20 runs on a busy machine, each on CPython 3.13 and 3.15.
+"""
+
+
+def breakers(*, peers: bool) -> dict[str, Callable[[Work, str], Work]]:
     """Return for each library a function that protects a function, in a given state."""
-    peers = {
+    makers = {
         "pybreaker": _protect_by_pybreaker,
         "circuitbreaker": _protect_by_circuitbreaker,
         "pyresilience": _protect_by_pyresilience,
         "fluxgate": _protect_by_fluxgate,
     }
-    found = {name: maker for name, maker in peers.items() if importlib.util.find_spec(name)}
+    found = {
+        name: maker for name, maker in makers.items() if peers and importlib.util.find_spec(name)
+    }
     return {"resilience": _protect, **found}
 
 
@@ -170,9 +191,9 @@ def _protect_by_fluxgate(fn: Work, state: str) -> Work:
     return lambda: breaker.call(fn)
 
 
-def breaker_cases() -> dict[str, Case]:
+def breaker_cases(*, peers: bool = True) -> dict[str, Case]:
     """Return the cases in which one function is protected."""
-    makers = breakers()
+    makers = breakers(peers=peers)
     through = Through()
     return {
         "closed and healthy": {
@@ -191,7 +212,7 @@ def breaker_cases() -> dict[str, Case]:
     }
 
 
-def group_cases() -> dict[str, Case]:
+def group_cases(*, peers: bool = True) -> dict[str, Case]:
     """Return the cases of a group of two language models."""
     model, through = MODEL, Through()
     cases: dict[str, Case] = {}
@@ -209,7 +230,7 @@ def group_cases() -> dict[str, Case]:
             "passed through": lambda: through.complete(REQUEST),
             "resilience": lambda group=group: group.complete(REQUEST),  # type: ignore[misc]
         }
-        if importlib.util.find_spec("langchain_core") and not is_open:
+        if peers and not is_open and importlib.util.find_spec("langchain_core"):
             cases[title]["langchain-core"] = _langchain(primary, model)
     group = _group(model, model, CircuitBreakerConfig())
     cases[f"stream of {ITEMS} items"] = {
@@ -355,6 +376,20 @@ def run(rounds: int) -> dict[str, Table]:
     }
 
 
+def check() -> bool:
+    """Print each ratio with its bound, and tell whether none is exceeded."""
+    cases = {**breaker_cases(peers=False), **group_cases(peers=False)}
+    holds = True
+    for title, (reference, bound) in BOUNDS.items():
+        calls = CALLS // 100 if "stream" in title else CALLS
+        figures = measure(cases[title], CHECK_ROUNDS, calls)
+        ratio = figures["resilience"] / figures[reference]
+        holds = holds and ratio <= bound
+        verdict = "ok" if ratio <= bound else "TOO SLOW"
+        print(f"{verdict}: {title}: {ratio:.2f} times {reference}, at most {bound}")
+    return holds
+
+
 def print_tables(results: dict[str, Table]) -> None:
     """Print the results as Markdown."""
     build = "free-threaded" if not getattr(sys, "_is_gil_enabled", lambda: True)() else "with GIL"
@@ -374,8 +409,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     parser.add_argument("--rounds", type=int, default=40, help="how often to measure each case")
+    parser.add_argument("--check", action="store_true", help="fail if this library is too slow")
     arguments = parser.parse_args()
     logging.disable(logging.CRITICAL)
+    if arguments.check:
+        sys.exit(0 if check() else 1)
     results = run(arguments.rounds)
     if arguments.json:
         print(json.dumps(results, indent=2))

@@ -9,8 +9,8 @@ It starts two small LLM servers on this machine, `primary` and `backup`, puts bo
 one streamed answer it kills the primary, and some calls later starts it again on the same port.
 
 The timeline shows every call when it ends, every failed attempt and every change of state. No
-call may be lost. The one stream whose first words had arrived is cut: its caller gets the error,
-once, since no other model could go on with the same sentence. The exit status is 0 if all went
+call may be lost. The one stream that had begun to arrive is cut off: its caller gets the error,
+once, since no other model could continue the same sentence. The exit status is 0 if all went
 so, and the primary serves again at the end.
 """
 

@@ -1,0 +1,50 @@
+"""The tables of settings in the README and the docs have each field, with its default."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from resilience import CircuitBreakerConfig, FallbackConfig
+
+ROOT = Path(__file__).parent.parent
+
+
+def shown(field: dataclasses.Field[Any]) -> str:
+    """Return how a table shows the default of a field."""
+    if isinstance(field.default_factory, type):
+        return f"{field.default_factory.__name__}()"
+    if isinstance(field.default, str):
+        return json.dumps(field.default)
+    if callable(field.default):
+        prefix = field.default.__module__.replace("builtins", "")
+        return f"{prefix}.{field.default.__qualname__}".removeprefix(".")
+    return repr(field.default)
+
+
+def rows(page: str, head: str) -> list[tuple[str, str]]:
+    """Return the first two cells of each row of the one table that begins with a head."""
+    before, found, after = (ROOT / page).read_text(encoding="utf-8").partition(f"\n{head} ")
+    assert found
+    assert f"\n{head} " not in before + after, "there is more than one such table"
+    lines = after.partition("\n\n")[0].splitlines()[2:]
+    cells = [[cell.strip() for cell in line.split("|")] for line in lines]
+    return [(name.strip("`"), default.strip("`")) for _, name, default, *_ in cells]
+
+
+@pytest.mark.parametrize(
+    ("page", "head", "config"),
+    [
+        ("README.md", "| `CircuitBreakerConfig` | default |", CircuitBreakerConfig),
+        ("README.md", "| `FallbackConfig` | default |", FallbackConfig),
+        ("docs/circuit-breaker.md", "| field | default |", CircuitBreakerConfig),
+        ("docs/group.md", "| field | default |", FallbackConfig),
+    ],
+)
+def test_the_table_has_all_settings(page: str, head: str, config: Any) -> None:  # noqa: ANN401
+    """A table of settings has all fields in their order, their defaults, and nothing else."""
+    expected = [(field.name, shown(field)) for field in dataclasses.fields(config)]
+
+    assert rows(page, head) == expected

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 LONG = 1_000_000 if "RESILIENCE_LONG" in os.environ else 0
 RESET_TIMEOUT = 10.0
+TIMEOUT = 10.0
 REQUEST = llm.CompletionRequest(messages=(llm.Message(role="user", content="Hello?"),))
 
 
@@ -120,6 +121,22 @@ class Application:
                     raise ConnectionError
         self.clock.advance(RESET_TIMEOUT)
 
+    def look(self) -> None:
+        """Expect in another thread that no lock is held, by whoever was interrupted."""
+        free: list[bool] = []
+
+        def take_all() -> None:
+            for adapter in (self.llm, self.stt, self.tts, self.broken):
+                for breaker in adapter.breakers.values():
+                    lock = breaker._events._lock
+                    free.append(lock.acquire(timeout=TIMEOUT))
+                    lock.release()
+
+        thread = threading.Thread(target=take_all)
+        thread.start()
+        thread.join()
+        assert free == [True] * 4
+
     def check(self) -> None:
         """Expect that the next probes are admitted, succeed, and close the breakers."""
         self.clock.advance(RESET_TIMEOUT)
@@ -183,6 +200,7 @@ def _interrupt_everywhere(application: Application, scenario: Callable[[], None]
         tracer = ActAt(place, lambda: interrupt(threading.get_ident()))
         with contextlib.suppress(Interruption):
             _trace(tracer, scenario)
+        application.look()
         application.check()
         if tracer.left > 0:
             return place

@@ -114,13 +114,16 @@ class ReplayBuffer:
                 if reader is not self._reader:
                     raise StopIteration
                 fragments = self._fragments
+                fragment: str | None = None
                 if reader.position < len(fragments):
-                    return self._fragment_locked(reader, fragments)
-                if self._exhausted:
+                    fragment = self._fragment_locked(reader, fragments)
+                elif self._exhausted:
                     raise StopIteration if self.error is None else self.error
-                self._taker = taker = thread  # one statement: no interruption in between
-            self._take()
-            return None
+                else:
+                    self._taker = taker = thread  # one statement: no interruption in between
+            if taker is not None:
+                self._take()
+            return fragment
         finally:
             if taker is not None:
                 with self.changed:

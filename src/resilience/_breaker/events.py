@@ -53,13 +53,16 @@ class EventQueue:
             # a signal or a garbage collection runs in between would announce under the lock.
             inside.add(thread)
             with self._lock:
-                return change(*args)
+                result = change(*args)
         finally:
             if not is_nested:
                 inside.discard(thread)
                 # Without the lock: a thread always sees the events that it has added itself.
                 if self._events:
                     self._announce_all()
+        # Not inside the section: an exception between a `return` there and the release of the lock
+        # would leave it locked for ever.
+        return result
 
     def _announce_all(self) -> None:
         # Without the lock: a thread that announces first ends and then looks for further events,

@@ -7,6 +7,7 @@ Each scenario is run again and again, and interrupted at the next place of its r
 import contextlib
 import ctypes
 import dis
+import gc
 import itertools
 import logging
 import os
@@ -184,14 +185,17 @@ class ActAt:
 
 def _trace(tracer: ActAt, scenario: Callable[[], None]) -> None:
     before = sys.gettrace()
-    # CPython 3.12 tells of instructions only if some frame asked for them beforehand.
+    # CPython 3.12 reports instructions only if some frame asked for them beforehand.
     sys._getframe().f_trace_opcodes = True
+    # A collection would run finalizers of earlier tests here, and an exception in them is ignored.
+    gc.disable()
     try:
         sys.settrace(tracer)
         scenario()
         sys.settrace(before)
     finally:
         sys.settrace(before)
+        gc.enable()
 
 
 def _interrupt_everywhere(application: Application, scenario: Callable[[], None]) -> int:

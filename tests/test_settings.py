@@ -312,6 +312,8 @@ def test_fields() -> None:
         "retry_after",
         "on_state_change",
         "clock",
+        "max_reset_timeout",
+        "reset_jitter",
     ]
     assert fields["failure_on"] is Exception
     assert fields["retry_after"] is fields["on_state_change"] is None

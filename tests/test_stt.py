@@ -21,7 +21,7 @@ from resilience import (
     STTFallback,
     stt,
 )
-from resilience._adapters.session import Session
+from resilience._failover.session import Session
 from resilience._failover.attempts import Attempts
 from resilience.testing import Delay, FakeSession, FakeSTT, ManualClock
 

@@ -1,12 +1,13 @@
 """Circuit breakers and failover for language models, speech recognisers and synthesisers."""
 
 from resilience._adapters.llm import LLMFallback
-from resilience._adapters.stt import STTFallback
-from resilience._adapters.tts import TTSFallback
+from resilience._adapters.stt import STTFallback, STTSession
+from resilience._adapters.tts import SpeechStream, TTSFallback
 from resilience._breaker.breaker import CircuitBreaker
-from resilience._breaker.config import CircuitBreakerConfig, State, StateChange
+from resilience._breaker.config import CircuitBreakerConfig, Snapshot, State, StateChange
 from resilience._failover.config import Attempt, FallbackConfig, Outcome
 from resilience._failover.group import FallbackGroup, execute_with_result
+from resilience._failover.session import Session
 from resilience._failover.stream import Stream
 from resilience.exceptions import (
     AllFailedError,
@@ -31,6 +32,10 @@ __all__ = [
     "Outcome",
     "ResilienceError",
     "STTFallback",
+    "STTSession",
+    "Session",
+    "Snapshot",
+    "SpeechStream",
     "State",
     "StateChange",
     "Stream",

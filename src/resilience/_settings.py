@@ -72,6 +72,28 @@ def check_seconds(setting: str, value: object, default: float) -> float:
     return float(value) or default
 
 
+def check_fraction(setting: str, value: object) -> float:
+    """Return a number from 0 to 1."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        msg = f"{setting} must be a number from 0 to 1, got {value!r}"
+        raise TypeError(msg)
+    if not 0 <= value <= 1:
+        msg = f"{setting} must be from 0 to 1, got {value!r}"
+        raise ValueError(msg)
+    return float(value)
+
+
+def check_choice(setting: str, value: object, choices: tuple[str, ...]) -> None:
+    """Raise for what is none of some strings."""
+    wanted = " or ".join(map(repr, choices))
+    if not isinstance(value, str):
+        msg = f"{setting} must be {wanted}, got {value!r}"
+        raise TypeError(msg)
+    if value not in choices:
+        msg = f"{setting} must be {wanted}, got {value!r}"
+        raise ValueError(msg)
+
+
 def check_callable(setting: str, value: object) -> None:
     """Raise for what cannot be called, and for what would only return a coroutine."""
     if not callable(value):
@@ -134,6 +156,8 @@ def matches(setting: str, wanted: ExceptionFilter, error: BaseException) -> bool
     predicate is called for instances of `Exception` only; one that raises, or returns a coroutine,
     is logged and treated as if it had returned True.
     """
+    if wanted is Exception and isinstance(error, Exception):  # by far the commonest
+        return True
     try:
         if isinstance(wanted, (type, tuple)):
             return isinstance(error, (wanted, AttemptTimeoutError, EmptyStreamError))

@@ -8,6 +8,7 @@ from typing_extensions import override
 
 from resilience import _settings
 from resilience._breaker.breaker import CircuitBreaker
+from resilience._breaker.config import CircuitBreakerConfig
 from resilience._failover.config import FallbackConfig
 from resilience._failover.group import FallbackGroup
 
@@ -27,6 +28,7 @@ class Adapter(_settings.Uncopyable, Generic[T]):
         config: FallbackConfig | None = None,
         *,
         attempt_timeout: float | timedelta | None = None,
+        circuit_breaker: CircuitBreakerConfig | None = None,
     ) -> None:
         """Make a group of one provider.
 
@@ -36,6 +38,7 @@ class Adapter(_settings.Uncopyable, Generic[T]):
             config: Settings, the defaults if omitted.
             attempt_timeout: Seconds that an attempt with the primary may take; overrides the
                 setting of the group. 0 for no limit.
+            circuit_breaker: Settings of the primary's breaker, in place of the group's.
 
         Raises:
             TypeError: An argument has the wrong type, or the provider lacks a method that its
@@ -43,14 +46,25 @@ class Adapter(_settings.Uncopyable, Generic[T]):
             ValueError: The name is empty, or the timeout negative or not finite.
         """
         self._check_provider("primary", primary)
-        self._group = FallbackGroup(primary, primary_name, config, attempt_timeout=attempt_timeout)
+        self._group = FallbackGroup(
+            primary,
+            primary_name,
+            config,
+            attempt_timeout=attempt_timeout,
+            circuit_breaker=circuit_breaker,
+        )
 
     @override
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {', '.join(map(repr, self.breakers.values()))}>"
+        return f"<{type(self).__name__} {self._group._describe()}>"
 
     def add_fallback(
-        self, name: str, provider: T, *, attempt_timeout: float | timedelta | None = None
+        self,
+        name: str,
+        provider: T,
+        *,
+        attempt_timeout: float | timedelta | None = None,
+        circuit_breaker: CircuitBreakerConfig | None = None,
     ) -> None:
         """Add a provider, to be tried after those that are there. Allowed during traffic.
 
@@ -59,6 +73,7 @@ class Adapter(_settings.Uncopyable, Generic[T]):
             provider: The provider.
             attempt_timeout: Seconds that an attempt with it may take; overrides the setting of
                 the group. 0 for no limit.
+            circuit_breaker: Settings of its breaker, in place of the group's.
 
         Raises:
             TypeError: An argument has the wrong type, or the provider lacks a method that its
@@ -66,7 +81,9 @@ class Adapter(_settings.Uncopyable, Generic[T]):
             ValueError: The name is empty or already used, or the timeout negative or not finite.
         """
         self._check_provider("provider", provider)
-        self._group.add_fallback(name, provider, attempt_timeout=attempt_timeout)
+        self._group.add_fallback(
+            name, provider, attempt_timeout=attempt_timeout, circuit_breaker=circuit_breaker
+        )
 
     @property
     def breakers(self) -> Mapping[str, CircuitBreaker]:

@@ -1,15 +1,13 @@
 """A group of language models with the interface of one."""
 
 from collections.abc import Callable, Iterable, Sequence
-from datetime import timedelta
 from typing import final
 
 from typing_extensions import override
 
 from resilience import llm
 from resilience._adapters.base import Adapter
-from resilience._failover.attempts import Call, no_error
-from resilience._failover.config import FallbackConfig
+from resilience._failover.attempts import Attempts, Call
 from resilience._failover.execute import NO_ANSWER, execute
 from resilience._failover.stream import Stream, StreamRequest, open_request
 from resilience.exceptions import EmptyStreamError
@@ -23,17 +21,6 @@ class LLMFallback(Adapter[llm.Provider], llm.Provider):
     """
 
     _required = ("complete", "stream_completion")
-
-    def __init__(
-        self,
-        primary: llm.Provider,
-        primary_name: str,
-        config: FallbackConfig | None = None,
-        *,
-        attempt_timeout: float | timedelta | None = None,
-    ) -> None:
-        """Make a group of one model; the arguments are those of `FallbackGroup`."""
-        super().__init__(primary, primary_name, config, attempt_timeout=attempt_timeout)
 
     @override
     def complete(self, request: llm.CompletionRequest) -> llm.CompletionResponse:
@@ -69,8 +56,8 @@ class LLMFallback(Adapter[llm.Provider], llm.Provider):
         Raises:
             AllFailedError: No provider had a first chunk.
         """
-        attempts = self._group._attempts("stream_completion", no_error)
-        return open_request(attempts, _Completion(request))
+        attempts = Attempts(self._group._members, "stream_completion")
+        return open_request(attempts, _Completion(request), Stream)
 
     @override
     def count_tokens(self, messages: Sequence[llm.Message]) -> int:

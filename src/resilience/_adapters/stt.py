@@ -1,17 +1,62 @@
 """A group of speech recognisers with the interface of one."""
 
-from datetime import timedelta
+from collections.abc import Iterator, Sequence
 from typing import final
 
 from typing_extensions import override
 
 from resilience import stt
 from resilience._adapters.base import Adapter
-from resilience._adapters.session import Session, close_in_context
-from resilience._failover.attempts import Call, no_error, refuse_result
-from resilience._failover.config import FallbackConfig
+from resilience._failover.attempts import Attempts
+from resilience._failover.session import Session, open_session
 
 _SESSION = ("send_audio", "partials", "finals", "set_keywords", "close")
+
+
+@final
+class STTSession(Session[stt.SessionHandle], stt.SessionHandle):
+    """A recognition session of whichever provider was the first to start one.
+
+    What it sends and reads may settle its call, as `Session` describes; changing the keywords does
+    not. What else the provider's own session can do is reached by `execute` and `stream`.
+    """
+
+    @override
+    def send_audio(self, audio: bytes) -> None:
+        self.execute(lambda handle: handle.send_audio(audio))
+
+    @override
+    def partials(self) -> Iterator[stt.Transcript]:
+        return self._stream(lambda handle: handle.partials(), "partials")
+
+    @override
+    def finals(self) -> Iterator[stt.Transcript]:
+        return self._stream(lambda handle: handle.finals(), "finals")
+
+    def finish(self) -> None:
+        """Tell the provider that no more audio comes; the transcripts end after the last words.
+
+        Does nothing if the provider's session has no `finish()`. Read on until the transcripts end,
+        and close the session then: an exception in the last words is a failure of the provider.
+
+        Raises:
+            Exception: The session is broken.
+        """
+        finish = getattr(self.handle, "finish", None)
+        if callable(finish):
+            self.execute(lambda _: finish())
+
+    @override
+    def set_keywords(self, keywords: Sequence[stt.Keyword]) -> None:
+        self.handle.set_keywords(keywords)
+
+    @override
+    def close(self) -> None:
+        """Settle the call as a success, if nothing has failed, and close the provider's session.
+
+        Closing again does nothing.
+        """
+        super().close()
 
 
 @final
@@ -23,23 +68,13 @@ class STTFallback(Adapter[stt.Provider], stt.Provider):
 
     _required = ("start_stream",)
 
-    def __init__(
-        self,
-        primary: stt.Provider,
-        primary_name: str,
-        config: FallbackConfig | None = None,
-        *,
-        attempt_timeout: float | timedelta | None = None,
-    ) -> None:
-        """Make a group of one recogniser; the arguments are those of `FallbackGroup`."""
-        super().__init__(primary, primary_name, config, attempt_timeout=attempt_timeout)
-
     @override
-    def start_stream(self, config: stt.StreamConfig) -> Session:
+    def start_stream(self, config: stt.StreamConfig) -> STTSession:
         """Start a session with the first provider that can.
 
-        The life of the session is one call to the provider's breaker. It failed if sending audio
-        or reading transcripts raised, and succeeded if it was closed otherwise; so close it.
+        The life of the session is one call to the provider's breaker. It failed if sending audio,
+        finishing or reading transcripts raised, and succeeded if it was closed otherwise; so close
+        it.
 
         Args:
             config: Audio format, language and keywords.
@@ -50,19 +85,5 @@ class STTFallback(Adapter[stt.Provider], stt.Provider):
         Raises:
             AllFailedError: No provider started a session.
         """
-        attempts = self._group._attempts("start_stream", no_error)
-        session = attempts.first_success(lambda call: _start(call, config))
-        attempts.clear_failures()
-        return session
-
-
-def _start(call: Call[stt.Provider], config: stt.StreamConfig) -> Session:
-    context = call.context  # that of this thread; what follows may run on a worker
-
-    def start(provider: stt.Provider) -> stt.SessionHandle:
-        handle = context.run(provider.start_stream, config)
-        if not all(hasattr(handle, name) for name in _SESSION):
-            context.run(refuse_result, call.member, call.operation, handle)
-        return handle
-
-    return Session(call, call.run(start, lambda handle: close_in_context(call, handle)))
+        attempts = Attempts(self._group._members, "start_stream")
+        return open_session(attempts, lambda each: each.start_stream(config), STTSession, _SESSION)

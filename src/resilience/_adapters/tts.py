@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
-from typing import final
+from typing import Any, Self, final
 from weakref import ref
 
 from typing_extensions import override
@@ -10,11 +10,35 @@ from typing_extensions import override
 from resilience import _settings, tts
 from resilience._adapters.base import Adapter
 from resilience._adapters.text import ReplayBuffer
-from resilience._failover.attempts import Call
+from resilience._breaker.config import CircuitBreakerConfig
+from resilience._failover.attempts import Attempts, Call
 from resilience._failover.config import FallbackConfig
 from resilience._failover.execute import NO_ANSWER, execute
-from resilience._failover.stream import Stream, StreamRequest, open_request
+from resilience._failover.stream import Stream, StreamRequest, StreamState, open_request
 from resilience.exceptions import EmptyStreamError
+
+
+@final
+class SpeechStream(Stream[bytes]):
+    """The audio of whichever provider was the first to have some."""
+
+    __slots__ = ("_voice_of",)
+
+    _voice_of: Callable[[str], tts.VoiceProfile]
+
+    def __new__(
+        cls, state: StreamState[Any, bytes], voice_of: Callable[[str], tts.VoiceProfile]
+    ) -> Self:
+        """Make the iterator over a stream that has been started."""
+        self = super().__new__(cls, state)
+        self._voice_of = voice_of
+        return self
+
+    @property
+    def voice(self) -> tts.VoiceProfile | None:
+        """The voice that speaks, with its sample rate and encoding; None before there is audio."""
+        provider = self.provider
+        return None if provider is None else self._voice_of(provider)
 
 
 @final
@@ -34,6 +58,7 @@ class TTSFallback(Adapter[tts.Provider], tts.Provider):
         *,
         voices: Mapping[str, tts.VoiceProfile] | None = None,
         attempt_timeout: float | timedelta | None = None,
+        circuit_breaker: CircuitBreakerConfig | None = None,
     ) -> None:
         """Make a group of one provider.
 
@@ -45,6 +70,7 @@ class TTSFallback(Adapter[tts.Provider], tts.Provider):
                 voice that is not mapped is passed on as it is.
             attempt_timeout: Seconds that an attempt with the primary may take; overrides the
                 setting of the group. 0 for no limit.
+            circuit_breaker: Settings of the primary's breaker, in place of the group's.
 
         Raises:
             TypeError: An argument has the wrong type, or the provider lacks a method that its
@@ -53,7 +79,13 @@ class TTSFallback(Adapter[tts.Provider], tts.Provider):
         """
         self._voice_maps: dict[str, Mapping[str, tts.VoiceProfile]] = {}
         voice_map = _check_voices(voices)
-        super().__init__(primary, primary_name, config, attempt_timeout=attempt_timeout)
+        super().__init__(
+            primary,
+            primary_name,
+            config,
+            attempt_timeout=attempt_timeout,
+            circuit_breaker=circuit_breaker,
+        )
         self._voice_maps[primary_name] = voice_map
 
     @override
@@ -64,6 +96,7 @@ class TTSFallback(Adapter[tts.Provider], tts.Provider):
         *,
         voices: Mapping[str, tts.VoiceProfile] | None = None,
         attempt_timeout: float | timedelta | None = None,
+        circuit_breaker: CircuitBreakerConfig | None = None,
     ) -> None:
         """Add a provider, to be tried after those that are there. Allowed during traffic.
 
@@ -74,6 +107,7 @@ class TTSFallback(Adapter[tts.Provider], tts.Provider):
                 that is not mapped is passed on as it is.
             attempt_timeout: Seconds that an attempt with it may take; overrides the setting of
                 the group. 0 for no limit.
+            circuit_breaker: Settings of its breaker, in place of the group's.
 
         Raises:
             TypeError: An argument has the wrong type, or the provider lacks a method that its
@@ -85,14 +119,16 @@ class TTSFallback(Adapter[tts.Provider], tts.Provider):
         # Before the provider is added: from then on another thread may use it.
         is_new = self._voice_maps.setdefault(name, voice_map) is voice_map
         try:
-            super().add_fallback(name, provider, attempt_timeout=attempt_timeout)
+            super().add_fallback(
+                name, provider, attempt_timeout=attempt_timeout, circuit_breaker=circuit_breaker
+            )
         except BaseException:
             if is_new and name not in self.breakers:
                 del self._voice_maps[name]
             raise
 
     @override
-    def synthesize_stream(self, text: Iterable[str], voice: tts.VoiceProfile) -> Stream[bytes]:
+    def synthesize_stream(self, text: Iterable[str], voice: tts.VoiceProfile) -> SpeechStream:
         """Return the audio of the first provider that has some.
 
         Each attempt reads the text from its beginning, so no fragment is lost or spoken twice. The
@@ -107,14 +143,18 @@ class TTSFallback(Adapter[tts.Provider], tts.Provider):
             voice: Voice to speak with.
 
         Returns:
-            The audio in chunks, in the format of the provider.
+            The audio in chunks, in the format of the voice that speaks.
 
         Raises:
             AllFailedError: No provider had audio. The first `next()` may raise it too.
         """
         speech = _Speech(text, voice, self._voice_maps)
-        attempts = self._group._attempts("synthesize_stream", speech.input_error)
-        return open_request(attempts, speech, lazy=True)
+        attempts = Attempts(
+            self._group._members, "synthesize_stream", input_error=speech.input_error
+        )
+        return open_request(
+            attempts, speech, lambda state: SpeechStream(state, speech.voice_of), lazy=True
+        )
 
     @override
     def list_voices(self) -> Sequence[tts.VoiceProfile]:
@@ -171,8 +211,12 @@ class _Speech(StreamRequest[tts.Provider, bytes]):
         # keep it for long, and must not keep the call with it.
         attempt = ref(call)
         reader = self._text.reader(lambda: (call := attempt()) and call.thread)
-        voice = self._voice_maps[call.member.name].get(self._voice.id, self._voice)
+        voice = self.voice_of(call.member.name)
         return lambda provider: provider.synthesize_stream(reader, voice)
+
+    def voice_of(self, provider: str) -> tts.VoiceProfile:
+        """Return the voice with which a provider speaks."""
+        return self._voice_maps[provider].get(self._voice.id, self._voice)
 
     @override
     def accept(self, *, empty: bool) -> None:

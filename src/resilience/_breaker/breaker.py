@@ -4,6 +4,7 @@ import inspect
 import math
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator
 from contextlib import AbstractContextManager
+from datetime import timedelta
 from functools import wraps
 from types import CoroutineType, GeneratorType, TracebackType
 from typing import Any, Never, ParamSpec, TypeVar, cast, final, overload
@@ -11,12 +12,13 @@ from typing import Any, Never, ParamSpec, TypeVar, cast, final, overload
 from typing_extensions import deprecated, override
 
 from resilience import _settings
-from resilience._breaker.config import CircuitBreakerConfig, State, StateChange
+from resilience._breaker.config import CircuitBreakerConfig, Snapshot, State, StateChange
 from resilience._breaker.events import UNNAMED, EventQueue
-from resilience._breaker.open_time import requested_delay
+from resilience._breaker.open_time import Opening, OpenTime, requested_delay
 from resilience._breaker.periods import (
     UNRECORDED,
     Closed,
+    Forced,
     HalfOpen,
     Open,
     Period,
@@ -59,9 +61,11 @@ class CircuitBreaker(_settings.Uncopyable):
         "_config",
         "_events",
         "_half_open_max",
+        "_last_failure",
         "_max_failures",
+        "_open_time",
+        "_opened_count",
         "_period",
-        "_reset_timeout",
     )
 
     def __init__(self, config: CircuitBreakerConfig | None = None) -> None:
@@ -78,10 +82,12 @@ class CircuitBreaker(_settings.Uncopyable):
         self._config = config
         self._max_failures = _settings.check_count("max_failures", config.max_failures, 5)
         self._half_open_max = _settings.check_count("half_open_max", config.half_open_max, 3)
-        self._reset_timeout = _settings.check_seconds("reset_timeout", config.reset_timeout, 30.0)
+        self._open_time = OpenTime(config)
         self._events = EventQueue(config.on_state_change)
         # Written under the lock of the events, like all that periods and probes hold.
         self._period: Period = Closed()
+        self._opened_count = 0
+        self._last_failure: tuple[str, float] | None = None  # its type, and the time of the clock
 
     @override
     def __repr__(self) -> str:
@@ -95,19 +101,48 @@ class CircuitBreaker(_settings.Uncopyable):
     @property
     def state(self) -> State:
         """The present state; half-open as soon as the next call would be admitted as a probe."""
-        period = self._period  # without the lock: one read, and an open period never changes
+        # Without the lock: one read of the period, and one of its end, which is only moved later.
+        period = self._period
         if isinstance(period, Open) and self._config.clock() >= period.until:
             return State.HALF_OPEN
         return period.state
 
+    def snapshot(self) -> Snapshot:
+        """Return what the breaker knows at this moment, for health pages and gauges.
+
+        Takes the lock, and changes nothing.
+
+        Returns:
+            All values as of one moment.
+        """
+        return self._events.run_locked(self._snapshot_locked, self._config.clock())
+
     def reset(self) -> None:
         """Close the breaker, clear everything, and forget the calls under way."""
-        self._transition(Closed())
+        # Again only if another thread, or a collected stream, has changed the period meanwhile.
+        while not self._events.run_locked(self._reset_locked, self._period):
+            pass
         logger.info("circuit %s was reset", self.name or UNNAMED, extra=self._log_fields())
 
-    def isolate(self) -> None:
-        """Hold the breaker open until `reset()` is called."""
-        self._transition(Open(math.inf, None))
+    def isolate(self, seconds: float | timedelta | None = None) -> None:
+        """Hold the breaker open, for some time or until `reset()` is called.
+
+        An isolated breaker admits no call, not even where `when_all_open` is "try".
+
+        Args:
+            seconds: Seconds, or a `timedelta`, after which it is half-open as after any other open
+                period; 0 to make the next call a probe. None to wait for `reset()`.
+
+        Raises:
+            TypeError: Not a number or a `timedelta`.
+            ValueError: Negative, not finite, or more than 1e9 seconds.
+        """
+        until = math.inf
+        if seconds is not None:
+            until = self._config.clock() + _settings.check_seconds("seconds", seconds, 0.0)
+        isolated = Open(until, seconds=self._open_time.reset_timeout, is_isolated=True)
+        while not self._events.run_locked(self._transition_locked, self._period, isolated):
+            pass
         logger.warning("circuit %s was isolated", self.name or UNNAMED, extra=self._log_fields())
 
     # ---- calls
@@ -234,23 +269,36 @@ class CircuitBreaker(_settings.Uncopyable):
         """Return a permit whose outcome is discarded, None if the breaker is open."""
         return None if self.state is State.OPEN else UNRECORDED
 
+    def _try_force(self) -> Permit | None:
+        """Return a permit for one call even if the breaker is open; None if it is isolated."""
+        return self._events.run_locked(self._force_locked, self._config.clock())
+
+    def _try_force_unrecorded(self) -> Permit | None:
+        """Return a permit whose outcome is discarded, None if the breaker is isolated."""
+        period = self._period  # without the lock: one read
+        return None if isinstance(period, Open) and period.is_isolated else UNRECORDED
+
     def _rejection(self, now: float | None = None) -> CircuitOpenError:
         """Return the error for a call that was not admitted at a time of the clock, or now."""
         if now is None:
             now = self._config.clock()
-        # Without the lock: one read of the period. What changes in a half-open one meanwhile makes
-        # the error a little older, no more.
+        # Without the lock: one read of the period. What changes in it meanwhile makes the error a
+        # little older, no more.
         period = self._period
+        reason = None if isinstance(period, Closed) else period.reason
+        return CircuitOpenError(self.name, self._wait(period, now), reason)
+
+    def _wait(self, period: Period, now: float) -> float | None:
+        """Return the seconds until a call may be admitted, None if that is not known."""
         if isinstance(period, Closed):
-            return CircuitOpenError(self.name, 0.0)
+            return 0.0
         if isinstance(period, Open):
             until = period.until
         elif period.slots_used < self._half_open_max:
             until = now
         else:
-            until = period.last_admission + self._reset_timeout
-        wait = None if until == math.inf else max(0.0, until - now)
-        return CircuitOpenError(self.name, wait, period.reason)
+            until = period.last_admission + self._open_time.reset_timeout
+        return None if until == math.inf else max(0.0, until - now)
 
     def _record_success(self, permit: Permit) -> None:
         """Record that an admitted call has succeeded."""
@@ -262,70 +310,81 @@ class CircuitBreaker(_settings.Uncopyable):
     def _record_success_locked(self, permit: Permit) -> None:
         if isinstance(permit, Closed):
             permit.failures = 0
+        elif isinstance(permit, Forced):
+            self._end_early_locked(permit.period)
         elif permit.is_held:
             period = permit.period
             if period.successes + 1 >= self._half_open_max:
                 self._transition_locked(period, Closed())
-            # Last: interrupted before this, the probe still holds the slot, and releases it.
+            # Last, and with no call in between: interrupted before this, the probe still holds the
+            # slot, and releases it.
             permit.is_held = False
+            period.failures = 0
             period.successes += 1
+
+    def _end_early_locked(self, opened: Open) -> None:
+        """End an open period because a forced call has succeeded, which is as good as a probe."""
+        half_open = HalfOpen(opened)
+        half_open.failures = 0
+        half_open.slots_used = half_open.successes = 1
+        if self._transition_locked(opened, half_open) and self._half_open_max == 1:
+            self._transition_locked(half_open, Closed())
 
     def _record_failure(self, permit: Permit, error: BaseException) -> bool:
         """Record that an admitted call has raised; False if the exception does not count."""
-        config = self._config
-        delay: float | None = None
-        reason: str | None = None
         try:
-            if not matches("failure_on", config.failure_on, error):
+            if not matches("failure_on", self._config.failure_on, error):
                 self._release(permit)
                 return False
             if permit is UNRECORDED:
                 return True
-            if config.retry_after is not None and isinstance(error, Exception):
-                delay = requested_delay(config.retry_after, error)
-            # Without the lock: if the count grows meanwhile, the reason is only the type.
-            if (
-                permit.failures + 1 >= self._max_failures
-                or delay is not None
-                or isinstance(permit, Probe)
-            ):
-                reason = _describe(error)
-            now = config.clock()
+            opening = self._prepare_opening(permit, error)
+            now = self._config.clock()
         except BaseException:  # an interruption of the hooks
             self._release(permit)
             raise
-        self._events.run_locked(self._record_failure_locked, permit, error, now, delay, reason)
+        self._events.run_locked(self._record_failure_locked, permit, error, now, opening)
         return True
 
+    def _prepare_opening(self, permit: Permit, error: BaseException) -> Opening | None:
+        """Return what an open period begins with, None if this failure does not open the breaker.
+
+        What this needs is foreign, so it must not be called under the lock.
+        """
+        hook, delay = self._config.retry_after, None
+        if hook is not None and isinstance(error, Exception):
+            delay = requested_delay(hook, error)
+        # Without the lock: if the count grows meanwhile, there is nothing but the type.
+        if delay is None and permit.failures + 1 < self._max_failures and type(permit) is Closed:
+            return None
+        return Opening(_describe(error), delay, self._open_time.draw_jitter())
+
     def _record_failure_locked(
-        self,
-        permit: Permit,
-        error: BaseException,
-        now: float,
-        delay: float | None,
-        reason: str | None,
+        self, permit: Permit, error: BaseException, now: float, opening: Opening | None
     ) -> None:
+        period = permit if isinstance(permit, Closed) else permit.period
+        if period is self._period:
+            self._last_failure = (type(error).__name__, now)
         if isinstance(permit, Closed):
             permit.failures += 1
-            if delay is None and permit.failures < self._max_failures:
-                return
-            self._open_locked(permit, error, now, delay, reason)
-        elif permit.is_held:
-            self._open_locked(permit.period, error, now, delay, reason)
+            if permit.failures >= self._max_failures or (opening and opening.delay is not None):
+                self._open_locked(permit, error, now, opening)
+        elif isinstance(permit, Probe) and permit.is_held:
+            permit.period.failures += 1
+            self._open_locked(permit.period, error, now, opening)
             permit.is_held = False
-        if delay is not None:
-            self._lengthen_locked(now, now + delay)
+        # The failure of a forced call changes nothing, unless the provider asks for a delay.
+        if opening and opening.delay is not None:
+            self._lengthen_locked(now, now + opening.delay)
 
     def _open_locked(
-        self,
-        period: Closed | HalfOpen,
-        error: BaseException,
-        now: float,
-        delay: float | None,
-        reason: str | None,
+        self, period: Closed | HalfOpen, error: BaseException, now: float, opening: Opening | None
     ) -> None:
-        seconds = self._reset_timeout if delay is None else max(self._reset_timeout, delay)
-        opened = Open(now + seconds, reason or type(error).__name__)
+        reason, delay, jitter = opening or Opening(type(error).__name__, None, 1.0)
+        seconds = self._open_time.after(period)
+        # The delay is neither doubled nor lengthened at random. It is last, since it may be NaN.
+        until = now + max(seconds * jitter, 0.0 if delay is None else delay)
+        opened = Open(until, seconds=seconds, failures=period.failures, reason=reason)
         self._transition_locked(period, opened, error)
 
     def _lengthen_locked(self, now: float, until: float) -> None:
@@ -336,7 +395,7 @@ class CircuitBreaker(_settings.Uncopyable):
         """
         period = self._period
         if isinstance(period, Open) and now < period.until < until:
-            self._transition_locked(period, Open(until, period.reason))
+            period.until = until
 
     def _release(self, permit: Permit) -> None:
         """Record that an admitted call has ended, with neither success nor failure."""
@@ -353,35 +412,48 @@ class CircuitBreaker(_settings.Uncopyable):
 
     def _admit(self, period: Period, now: float) -> Permit | None:
         if isinstance(period, Open) and now < period.until:
-            return None  # without the lock: it was open when it was read, and never changes
+            return None  # without the lock: it was open when it was read
         return self._events.run_locked(self._admit_locked, now)
 
     def _admit_locked(self, now: float) -> Permit | None:
-        period = self._period
-        if isinstance(period, Open) and now >= period.until:
-            self._transition_locked(period, HalfOpen(period.reason))
-            period = self._period
+        period = self._present_locked(now)
         if isinstance(period, Open):
             return None
         if isinstance(period, Closed):
             return period
+        return self._take_slot_locked(period, self._half_open_max, now)
+
+    def _force_locked(self, now: float) -> Permit | None:
+        """Admit a call in any period, unless the breaker is isolated."""
+        period = self._present_locked(now)
+        if isinstance(period, Open):
+            return None if period.is_isolated else Forced(period)
+        if isinstance(period, Closed):
+            return period
+        return self._take_slot_locked(period, math.inf, now)
+
+    def _present_locked(self, now: float) -> Period:
+        """Return the present period; an open one that has elapsed ends by this."""
+        period = self._period
+        if isinstance(period, Open) and now >= period.until:
+            self._transition_locked(period, HalfOpen(period))
+            period = self._period
+        return period
+
+    def _take_slot_locked(self, period: HalfOpen, slots: float, now: float) -> Probe | None:
+        """Admit a probe, if one of so many slots is free or the last one was taken long ago."""
         # Made before the slots are counted. Between the count and the use of the slot nothing may
         # be called: a signal handler or a finalizer there could use the same slot, so that there
         # would be one probe too many.
         probe = Probe(period, self._release)
-        full = period.slots_used >= self._half_open_max
-        if full and now - period.last_admission < self._reset_timeout:
+        is_full = period.slots_used >= slots
+        if is_full and now - period.last_admission < self._open_time.reset_timeout:
             return None
         period.slots_used += 1
         probe.is_held = True
         # A thread that was slow to get here may have read an earlier time.
         period.last_admission = max(period.last_admission, now)
         return probe
-
-    def _transition(self, new: Period) -> None:
-        # Again only if another thread, or a collected stream, has changed the period meanwhile.
-        while not self._events.run_locked(self._transition_locked, self._period, new):
-            pass
 
     def _transition_locked(
         self, old: Period, new: Period, cause: BaseException | None = None
@@ -395,7 +467,31 @@ class CircuitBreaker(_settings.Uncopyable):
         self._period = new
         if old.state is not new.state:
             self._events.append(change)
+            self._opened_count += new.state is State.OPEN
         return True
+
+    def _reset_locked(self, old: Period) -> bool:
+        """Start afresh, unless the period has already ended."""
+        if not self._transition_locked(old, Closed()):
+            return False
+        self._opened_count = 0
+        self._last_failure = None
+        return True
+
+    def _snapshot_locked(self, now: float) -> Snapshot:
+        period, failure = self._period, self._last_failure
+        is_over = isinstance(period, Open) and now >= period.until
+        return Snapshot(
+            name=self.name,
+            state=State.HALF_OPEN if is_over else period.state,
+            consecutive_failures=period.failures,
+            retry_after=self._wait(period, now),
+            probes=period.slots_used - period.successes if isinstance(period, HalfOpen) else 0,
+            opened_count=self._opened_count,
+            last_failure=None if failure is None else failure[0],
+            # A thread that was slow to get here may have read an earlier time.
+            last_failure_age=None if failure is None else max(0.0, now - failure[1]),
+        )
 
     def _log_fields(self) -> dict[str, object]:
         return {"resilience_circuit": self.name}

@@ -44,16 +44,52 @@ class StateChange:
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """What a breaker knew at one moment.
+
+    Attributes:
+        name: Name of the breaker.
+        state: The state; half-open as soon as the next call would be admitted as a probe.
+        consecutive_failures: Counted failures since the last success, `reset()` or `isolate()`,
+            failed probes included.
+        retry_after: Seconds until a call may be admitted, 0 if one is admitted now; an upper bound
+            if probes are under way. None if that is not known: it is isolated until it is reset.
+        probes: Probes under way.
+        opened_count: How often it has opened since it was made or reset; a failed probe opens it
+            again.
+        last_failure: Type name of the last counted failure since it was made or reset; None if
+            there was none.
+        last_failure_age: Seconds since that failure, by the breaker's clock.
+    """
+
+    name: str
+    state: State
+    consecutive_failures: int
+    retry_after: float | None
+    probes: int
+    opened_count: int
+    last_failure: str | None
+    last_failure_age: float | None
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CircuitBreakerConfig:
     """Settings of a circuit breaker.
 
-    Zero or None in one of the first four selects its default.
+    Zero or None in `name`, `max_failures`, `reset_timeout` or `half_open_max` selects its default.
 
     Attributes:
         name: Label in logs, events and errors.
         max_failures: Consecutive failures that open a closed breaker.
         reset_timeout: Seconds, or a `timedelta`, that the breaker stays open at least before it
             admits a probe.
+        max_reset_timeout: Seconds, or a `timedelta`, up to which open periods grow: each time that
+            a probe fails, the next one is twice as long as the one before, and after the breaker
+            has closed it is `reset_timeout` again. 0 for no growth.
+        reset_jitter: Largest part, from 0 to 1, by which an open period is lengthened at random, so
+            that many processes do not probe at the same moment. It changes no delay that
+            `retry_after` returns.
         half_open_max: Calls admitted as probes when half-open, all of which must succeed.
         failure_on: Exceptions that count as failures: a type, a tuple of types, or a predicate.
             Types always include the library's own `AttemptTimeoutError` and `EmptyStreamError`. A
@@ -72,7 +108,8 @@ class CircuitBreakerConfig:
 
     Raises:
         TypeError: A value has the wrong type.
-        ValueError: A number is negative, not finite, or more than 1e9 seconds.
+        ValueError: A number is negative, not finite, more than 1e9 seconds or, for
+            `reset_jitter`, more than 1; or `max_reset_timeout` is less than `reset_timeout`.
     """
 
     name: str | None = ""
@@ -83,6 +120,8 @@ class CircuitBreakerConfig:
     retry_after: Callable[[Exception], float | timedelta | None] | None = None
     on_state_change: Callable[[StateChange], object] | None = None
     clock: Callable[[], float] = time.monotonic
+    max_reset_timeout: float | timedelta | None = 0.0
+    reset_jitter: float = 0.0
 
     def __post_init__(self) -> None:
         """Check all values and put the defaults in."""
@@ -91,11 +130,21 @@ class CircuitBreakerConfig:
             "max_failures": _settings.check_count("max_failures", self.max_failures, 5),
             "reset_timeout": _settings.check_seconds("reset_timeout", self.reset_timeout, 30.0),
             "half_open_max": _settings.check_count("half_open_max", self.half_open_max, 3),
+            "reset_jitter": _settings.check_fraction("reset_jitter", self.reset_jitter),
         }
         for field, value in checked.items():
             object.__setattr__(self, field, value)
+        object.__setattr__(self, "max_reset_timeout", self._checked_maximum())
         _settings.check_exception_filter("failure_on", self.failure_on)
         for hook in ("retry_after", "on_state_change"):
             if getattr(self, hook) is not None:
                 _settings.check_callable(hook, getattr(self, hook))
         _settings.check_callable("clock", self.clock)
+
+    def _checked_maximum(self) -> float:
+        maximum = _settings.check_seconds("max_reset_timeout", self.max_reset_timeout, 0.0)
+        minimum = _settings.check_seconds("reset_timeout", self.reset_timeout, 30.0)
+        if 0.0 < maximum < minimum:
+            msg = f"max_reset_timeout must be 0 or at least reset_timeout, got {maximum!r}"
+            raise ValueError(msg)
+        return maximum

@@ -1,9 +1,55 @@
 """How long a breaker stays open."""
 
+import random
 from collections.abc import Callable
 from datetime import timedelta
+from typing import NamedTuple, final
 
+from resilience import _settings
+from resilience._breaker.config import CircuitBreakerConfig
+from resilience._breaker.periods import Closed, HalfOpen
 from resilience._log import log_suppressed
+
+
+class Opening(NamedTuple):
+    """What an open period begins with, if a failure opens the breaker.
+
+    It is made before the lock is taken, since it needs what others have written.
+    """
+
+    reason: str
+    """Type and message of the failure."""
+    delay: float | None
+    """Seconds that the provider asks for."""
+    jitter: float
+    """Factor by which the period is lengthened."""
+
+
+@final
+class OpenTime:
+    """The lengths of a breaker's open periods, in seconds."""
+
+    __slots__ = ("_jitter", "_maximum", "reset_timeout")
+
+    def __init__(self, config: CircuitBreakerConfig) -> None:
+        """Take the lengths from the settings."""
+        self.reset_timeout: float = _settings.check_seconds(
+            "reset_timeout", config.reset_timeout, 30.0
+        )
+        self._maximum = _settings.check_seconds(
+            "max_reset_timeout", config.max_reset_timeout, self.reset_timeout
+        )
+        self._jitter = config.reset_jitter
+
+    def after(self, period: Closed | HalfOpen) -> float:
+        """Return the length of the open period that follows another period, without jitter."""
+        if isinstance(period, Closed):
+            return self.reset_timeout
+        return min(2 * period.seconds, self._maximum)
+
+    def draw_jitter(self) -> float:
+        """Return a random factor for the length of one open period; not under a lock."""
+        return 1 + self._jitter * random.random() if self._jitter else 1.0
 
 
 def requested_delay(

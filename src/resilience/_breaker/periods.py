@@ -26,30 +26,47 @@ class Closed:
 
 @final
 class Open:
-    """An open period: no call is admitted until it has elapsed."""
+    """An open period: no call is admitted until it has elapsed, but for those that are forced."""
 
-    __slots__ = ("reason", "until")
+    __slots__ = ("failures", "is_isolated", "reason", "seconds", "until")
     state: ClassVar[State] = State.OPEN
 
-    def __init__(self, until: float, reason: str | None) -> None:
-        """Start a period until a time of the clock, because of a failure; neither ever changes."""
-        self.until: float = until
+    def __init__(
+        self,
+        until: float,
+        *,
+        seconds: float,
+        failures: int = 0,
+        reason: str | None = None,
+        is_isolated: bool = False,
+    ) -> None:
+        """Start a period until a time of the clock.
+
+        Without jitter and a requested delay it would last so many seconds; the next one grows from
+        that. It was opened after so many consecutive failures, for a reason, or by `isolate()`.
+        """
+        self.until: float = until  # only ever moved later, by a delay that the provider asks for
+        self.seconds: float = seconds
+        self.failures: int = failures
         self.reason: str | None = reason
+        self.is_isolated: bool = is_isolated
 
 
 @final
 class HalfOpen:
     """A half-open period: some calls are admitted as probes, and must all succeed."""
 
-    __slots__ = ("last_admission", "reason", "slots_used", "successes")
+    __slots__ = ("failures", "last_admission", "reason", "seconds", "slots_used", "successes")
     state: ClassVar[State] = State.HALF_OPEN
 
-    def __init__(self, reason: str | None) -> None:
-        """Start with all slots free, after a period that was opened because of a failure."""
+    def __init__(self, opened: Open) -> None:
+        """Start with all slots free, after an open period."""
+        self.seconds: float = opened.seconds
+        self.failures: int = opened.failures
+        self.reason: str | None = opened.reason
         self.slots_used: int = 0  # by probes under way and by probes that succeeded
         self.successes: int = 0
         self.last_admission: float = -math.inf
-        self.reason: str | None = reason
 
 
 @final
@@ -74,10 +91,22 @@ class Probe:
             self._release(self)
 
 
+@final
+class Forced:
+    """What admits a call in an open period, since all other providers are open, too."""
+
+    __slots__ = ("period",)
+    failures: ClassVar[int] = 1  # as for a probe
+
+    def __init__(self, period: Open) -> None:
+        """Admit a call that may end this period early."""
+        self.period: Open = period
+
+
 Period: TypeAlias = Closed | Open | HalfOpen
 
 UNRECORDED: Closed = Closed()
 """A permit whose outcome is discarded: it has never been the period of a breaker."""
 
-Permit: TypeAlias = Closed | Probe
-"""What admitted a call, and records its outcome: a closed period, or a slot of a half-open one."""
+Permit: TypeAlias = Closed | Probe | Forced
+"""What admitted a call, and records its outcome."""

@@ -1,7 +1,7 @@
 """Attempts of one call, with one provider of a group after the other."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextvars import Context, copy_context
 from dataclasses import replace
 from datetime import timedelta
@@ -11,12 +11,18 @@ from typing import Any, Generic, NoReturn, TypeVar, final
 
 from resilience import _settings
 from resilience._breaker.breaker import CircuitBreaker
+from resilience._breaker.config import CircuitBreakerConfig
 from resilience._breaker.periods import Permit
 from resilience._failover.config import Attempt, FallbackConfig, Outcome
 from resilience._failover.source import close
 from resilience._failover.workers import WorkerPool
 from resilience._log import log_suppressed, logger
-from resilience.exceptions import AllFailedError, UnsupportedRequestError, _was_skipped
+from resilience.exceptions import (
+    AllFailedError,
+    CircuitOpenError,
+    UnsupportedRequestError,
+    _was_skipped,
+)
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -27,11 +33,11 @@ class Member(Generic[T]):
     """One provider of a group, of type T, with its breaker."""
 
     __slots__ = (
-        "_listener",
         "breaker",
         "clock",
         "config",
         "has_fast_path",
+        "listener",
         "name",
         "provider",
         "workers",
@@ -43,25 +49,28 @@ class Member(Generic[T]):
         provider: T,
         config: FallbackConfig,
         attempt_timeout: float | timedelta | None,
+        circuit_breaker: CircuitBreakerConfig | None,
     ) -> None:
-        """Make a member with a closed breaker; the timeout overrides that of the group."""
+        """Make a member with a closed breaker; timeout and breaker override those of the group."""
+        breaker_config = config.circuit_breaker if circuit_breaker is None else circuit_breaker
+        _settings.check_type("circuit_breaker", breaker_config, CircuitBreakerConfig)
+        timeout = config.attempt_timeout if attempt_timeout is None else attempt_timeout
+        limit = _settings.check_seconds("attempt_timeout", timeout, 0.0)
         self.name: str = name
         self.provider: T = provider
         self.config: FallbackConfig = config
-        self.clock: Callable[[], float] = config.circuit_breaker.clock
-        self.breaker: CircuitBreaker = CircuitBreaker(replace(config.circuit_breaker, name=name))
-        timeout = config.attempt_timeout if attempt_timeout is None else attempt_timeout
-        limit = _settings.check_seconds("attempt_timeout", timeout, 0.0)
+        self.clock: Callable[[], float] = breaker_config.clock
+        self.breaker: CircuitBreaker = CircuitBreaker(replace(breaker_config, name=name))
         self.workers: WorkerPool | None = WorkerPool(name, limit) if limit else None
-        self._listener = config.on_attempt
+        self.listener: Callable[[Attempt], object] | None = config.on_attempt
         # Whether a call needs neither a worker nor a report.
-        self.has_fast_path: bool = self.workers is None and self._listener is None
+        self.has_fast_path: bool = self.workers is None and self.listener is None
 
-    def skip(self) -> None:
+    def skip(self, operation: str) -> None:
         """Log and report that the breaker did not admit an attempt."""
         self.log_skip()
-        if self._listener is not None:
-            self.report(Outcome.SKIPPED, self.breaker._rejection(), self.clock())
+        if self.listener is not None:
+            self.report(operation, Outcome.SKIPPED, self.breaker._rejection(), self.clock())
 
     def log_skip(self) -> None:
         """Log that the provider was not tried."""
@@ -69,13 +78,26 @@ class Member(Generic[T]):
             extra = {"resilience_provider": self.name}
             logger.debug("provider %s is skipped", self.name, extra=extra)
 
-    def report(self, outcome: Outcome, error: BaseException | None, started: float) -> None:
+    def report(
+        self,
+        operation: str,
+        outcome: Outcome,
+        error: BaseException | None,
+        started: float,
+        first_item: float | None = None,
+    ) -> None:
         """Report how an attempt has ended that had started at a time of the clock."""
-        listener = self._listener
+        listener = self.listener
         if listener is None:
             return
-        duration = self.clock() - started
-        attempt = Attempt(provider=self.name, outcome=outcome, error=error, duration=duration)
+        attempt = Attempt(
+            provider=self.name,
+            outcome=outcome,
+            error=error,
+            duration=self.clock() - started,
+            operation=operation,
+            first_item=first_item,
+        )
         try:
             listener(attempt)
         except self.config.interrupt_on:
@@ -94,6 +116,7 @@ class Call(Generic[T]):
     __slots__ = (
         "__weakref__",
         "_context",
+        "_first_item",
         "_limit_state",
         "_permit",
         "_settled",
@@ -111,7 +134,8 @@ class Call(Generic[T]):
         self.thread: int | None = None
         self._permit = permit
         self._context: Context | None = None
-        self._started = 0.0 if member.has_fast_path else member.clock()
+        self._started = 0.0 if member.listener is None else member.clock()
+        self._first_item: float | None = None
         # How much of the time limit was used, up to which time, and how long the provider had
         # waited for input by then. One tuple, since a worker replaces it while the caller reads it.
         self._limit_state = (0.0, 0.0, 0.0)
@@ -136,48 +160,63 @@ class Call(Generic[T]):
         """Record a success."""
         if self._settled.acquire(blocking=False):
             self.member.breaker._record_success(self._permit)
-            self.member.report(Outcome.SUCCEEDED, None, self._started)
+            self._report(Outcome.SUCCEEDED, None)
 
     def cancel(self) -> None:
         """Record that the call was given up: neither a success nor a failure."""
         if self._settled.acquire(blocking=False):
             self._release(Outcome.CANCELLED, None)
 
-    def fail(self, error: BaseException) -> bool:
-        """Record an exception, as a failure if it counts; False if the call was settled before."""
+    def fail(self, error: BaseException) -> Outcome | None:
+        """Record an exception, as a failure if it counts.
+
+        Returns:
+            CANCELLED for an interruption of the caller, SKIPPED for a group none of whose providers
+            was tried, IGNORED for a request that the provider does not support, FAILED for all
+            others, whether they count or not. None if the call was settled before.
+        """
         if not self._settled.acquire(blocking=False):
-            return False
-        if isinstance(error, self.member.config.interrupt_on):
-            self._release(Outcome.CANCELLED, error)
-        elif _was_skipped(error):
-            self._release(Outcome.SKIPPED, error)
-        elif self.is_unsupported(error):
-            self._release(Outcome.IGNORED, error)
+            return None
+        kind = self._classify(error)
+        if kind is not Outcome.FAILED:
+            self._release(kind, error)
+        elif self.member.breaker._record_failure(self._permit, error):
+            self._report(Outcome.FAILED, error)
         else:
-            self._record(error)
-        return True
+            ignored = isinstance(error, Exception)
+            self._report(Outcome.IGNORED if ignored else Outcome.CANCELLED, error)
+        return kind
+
+    def _classify(self, error: BaseException) -> Outcome:
+        member = self.member
+        if isinstance(error, member.config.interrupt_on):
+            return Outcome.CANCELLED
+        if not isinstance(error, _SPECIAL):
+            return Outcome.FAILED
+        if _was_skipped(error):
+            return Outcome.SKIPPED
+        is_unsupported = _is_unsupported(error, member.provider, self.operation)
+        return Outcome.IGNORED if is_unsupported else Outcome.FAILED
 
     def is_outcome(self, error: BaseException) -> bool:
         """Tell whether an exception is more than an interruption of the thread."""
         if isinstance(error, (Exception, *self.member.config.interrupt_on)):
             return True
-        failure_on = self.member.config.circuit_breaker.failure_on
+        failure_on = self.member.breaker._config.failure_on
         return _settings.matches("failure_on", failure_on, error)
-
-    def is_unsupported(self, error: BaseException) -> bool:
-        """Tell whether an exception means that a healthy provider does not support this request."""
-        return _is_unsupported(error, self.member.provider, self.operation)
-
-    def _record(self, error: BaseException) -> None:
-        if self.member.breaker._record_failure(self._permit, error):
-            outcome = Outcome.FAILED
-        else:
-            outcome = Outcome.IGNORED if isinstance(error, Exception) else Outcome.CANCELLED
-        self.member.report(outcome, error, self._started)
 
     def _release(self, outcome: Outcome, error: BaseException | None) -> None:
         self.member.breaker._release(self._permit)
-        self.member.report(outcome, error, self._started)
+        self._report(outcome, error)
+
+    def _report(self, outcome: Outcome, error: BaseException | None) -> None:
+        if self.member.listener is not None:
+            self.member.report(self.operation, outcome, error, self._started, self._first_item)
+
+    def note_first_item(self) -> None:
+        """Note that the first item of a stream has arrived."""
+        if self.member.listener is not None:
+            self._first_item = self.member.clock() - self._started
 
     def run(
         self,
@@ -231,6 +270,16 @@ class Call(Generic[T]):
         return before + (monotonic() - since) - (input_wait() - waited)
 
 
+_SPECIAL = (
+    AllFailedError,
+    AttributeError,
+    CircuitOpenError,
+    NotImplementedError,
+    UnsupportedRequestError,
+)
+"""What may mean something else than a failure of the provider."""
+
+
 def _is_unsupported(error: BaseException, provider: object, operation: str) -> bool:
     if isinstance(error, AttributeError):  # a method of the contract that it does not have
         return error.obj is provider and error.name == operation
@@ -266,6 +315,7 @@ class Attempts(Generic[T]):
     __slots__ = (
         "_failures",
         "_input_error",
+        "_is_forced",
         "_members",
         "_operation",
         "_record",
@@ -287,16 +337,28 @@ class Attempts(Generic[T]):
         """
         self._members = members
         self._operation = operation
-        self._remaining = iter(members)
+        self._remaining: Iterator[Member[T]] = iter(members)
         self._record = record
+        self._is_forced = False
         self._input_error = input_error
         self._failures: dict[str, BaseException] = {}
 
-    def first_success(self, attempt: Callable[[Call[T]], R]) -> R:
+    def first_call(self, permit: Permit) -> Call[T]:
+        """Return a call of the first member, which was admitted already."""
+        return Call(next(self._remaining), permit, self._operation)
+
+    def first_success(
+        self,
+        attempt: Callable[[Call[T]], R],
+        call_directly: Callable[[Member[T], Permit], R] | None = None,
+    ) -> R:
         """Make attempts with the members that remain, until one of them succeeds.
 
         Args:
             attempt: Makes one attempt. If it succeeds, its caller settles the call.
+            call_directly: Makes one attempt with a member that needs neither a worker nor a report,
+                and records a success. It does without a `Call`, which takes as long as all the
+                rest of such an attempt.
 
         Returns:
             The attempt's result.
@@ -307,23 +369,36 @@ class Attempts(Generic[T]):
         for member in self._remaining:
             permit = self._acquire(member.breaker)
             if permit is None:
-                member.skip()
+                member.skip(self._operation)
                 continue
-            call = Call(member, permit, self._operation)
+            call: Call[T] | None = None
             try:
+                if call_directly is not None and member.has_fast_path:
+                    return call_directly(member, permit)
+                call = Call(member, permit, self._operation)
                 return attempt(call)
             except BaseException as error:
-                if not self.may_go_on(call, error):
+                if not self.may_go_on(call or Call(member, permit, self._operation), error):
                     self.clear_failures()
                     raise
+        if self._may_force():
+            self._is_forced = True
+            self._remaining = iter(self._members)
+            return self.first_success(attempt, call_directly)
         raise self.all_failed()
 
-    def first_call(self, permit: Permit) -> Call[T]:
-        """Return a call of the first member that was admitted already."""
-        return Call(next(self._remaining), permit, self._operation)
-
     def _acquire(self, breaker: CircuitBreaker) -> Permit | None:
+        if self._is_forced:
+            return breaker._try_force() if self._record else breaker._try_force_unrecorded()
         return breaker._try_acquire() if self._record else breaker._try_acquire_unrecorded()
+
+    def _may_force(self) -> bool:
+        """Tell whether all providers were skipped, and are to be tried all the same."""
+        return (
+            self._members[0].config.when_all_open == "try"
+            and not self._is_forced
+            and all(map(_was_skipped, self._failures.values()))
+        )
 
     def may_go_on(self, call: Call[T], error: BaseException) -> bool:
         """Settle an attempt that raised, and tell whether another provider may be tried.
@@ -334,11 +409,12 @@ class Attempts(Generic[T]):
         if self._input_error() is not None:
             call.cancel()
         member = call.member
-        if not call.fail(error) or isinstance(error, member.config.interrupt_on):
+        kind = call.fail(error)
+        if kind is None or kind is Outcome.CANCELLED:
             return False
-        if _was_skipped(error):
+        if kind is Outcome.SKIPPED:
             member.log_skip()
-        elif not call.is_unsupported(error) and not _settings.matches(
+        elif kind is Outcome.FAILED and not _settings.matches(
             "fallback_on", member.config.fallback_on, error
         ):
             return False

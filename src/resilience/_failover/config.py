@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import Enum
-from typing import final
+from typing import Literal, final
 
 from typing_extensions import override
 
@@ -47,12 +47,18 @@ class Attempt:
         error: What it raised, or the `CircuitOpenError` of one that was skipped; None if nothing.
         duration: Seconds from its admission to its end by the breaker's clock. A stream ends with
             its last item or its closing, a session with its closing.
+        operation: What was asked for: the method of the contract, such as "complete" or
+            "start_stream", or "execute", "stream" or "session" of a group.
+        first_item: Seconds from its admission to the first item of a stream, as the caller gets it;
+            None for anything else, and if there was none.
     """
 
     provider: str
     outcome: Outcome
     error: BaseException | None
     duration: float
+    operation: str = "execute"
+    first_item: float | None = None
 
 
 @final
@@ -73,10 +79,14 @@ class FallbackConfig:
         attempt_timeout: Seconds, or a `timedelta`, that one attempt may take: until a call returns,
             a stream has its first item, a session is started. None or 0 for no limit. With a limit
             the attempt runs on a worker thread, which is abandoned when the time is up.
+        when_all_open: What to do if every provider was skipped. "fail": raise `AllFailedError`.
+            "try": try them in order all the same, except for isolated ones. A success ends the open
+            period early, as a probe does; a failure changes nothing, unless the provider asks for a
+            longer delay.
 
     Raises:
         TypeError: A value has the wrong type.
-        ValueError: The timeout is negative or not finite.
+        ValueError: The timeout is negative or not finite, or `when_all_open` is something else.
     """
 
     circuit_breaker: CircuitBreakerConfig = field(default_factory=CircuitBreakerConfig)
@@ -84,6 +94,7 @@ class FallbackConfig:
     interrupt_on: tuple[type[BaseException], ...] = ()
     on_attempt: Callable[[Attempt], object] | None = None
     attempt_timeout: float | timedelta | None = None
+    when_all_open: Literal["fail", "try"] = "fail"
 
     def __post_init__(self) -> None:
         """Check all values."""
@@ -95,3 +106,4 @@ class FallbackConfig:
         if self.on_attempt is not None:
             _settings.check_callable("on_attempt", self.on_attempt)
         _settings.check_seconds("attempt_timeout", self.attempt_timeout, 0.0)
+        _settings.check_choice("when_all_open", self.when_all_open, ("fail", "try"))

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from types import AsyncGeneratorType, CoroutineType
 from typing import TypeVar
 
-from resilience._breaker.periods import Closed
+from resilience._breaker.periods import Closed, Permit
 from resilience._failover.attempts import Attempts, Call, Member, refuse_result
 
 T = TypeVar("T")
@@ -24,15 +24,17 @@ def execute(
     refused: frozenset[type] = NOT_STARTED,
     *,
     record: bool = True,
+    name_result: Callable[[R, str], R] | None = None,
 ) -> R:
     """Call a function with one provider after the other, until it succeeds.
 
     Args:
         members: Providers of type T with their breakers.
         fn: Function of a provider.
-        operation: Name of what it does, for errors.
+        operation: Name of what it does, for errors and reports.
         refused: Types of results that are failures.
         record: Whether outcomes are recorded.
+        name_result: Puts the provider's name into the result.
 
     Returns:
         What the function returned.
@@ -45,7 +47,8 @@ def execute(
     # Without the lock, as in CircuitBreaker._try_acquire, and one call cheaper.
     permit = member.breaker._period
     if not (type(permit) is Closed and member.has_fast_path and record):
-        return _go_on(Attempts(members, operation, record=record), fn, refused)
+        attempts = Attempts(members, operation, record=record)
+        return _go_on(attempts, fn, operation, refused, name_result)
     try:
         result = fn(member.provider)
         if type(result) in refused:
@@ -57,19 +60,45 @@ def execute(
     else:
         if permit.failures:  # without the lock, as in CircuitBreaker._record_success
             member.breaker._record_success(permit)
-        return result
-    return _go_on(attempts, fn, refused)
+        return result if name_result is None else name_result(result, member.name)
+    return _go_on(attempts, fn, operation, refused, name_result)
 
 
-def _go_on(attempts: Attempts[T], fn: Callable[[T], R], refused: frozenset[type]) -> R:
-    """Call the function with the providers that remain."""
+def _go_on(
+    attempts: Attempts[T],
+    fn: Callable[[T], R],
+    operation: str,
+    refused: frozenset[type],
+    name_result: Callable[[R, str], R] | None,
+) -> R:
+    """Call the function with the members that remain."""
     try:
-        return attempts.first_success(lambda call: _attempt(call, fn, refused))
+        result, name = attempts.first_success(
+            lambda call: _attempt(call, fn, refused),
+            # Not a nested function: its annotations would be evaluated each time.
+            lambda member, permit: _call_directly(member, permit, fn, operation, refused),
+        )
     finally:
         attempts.clear_failures()
+    return result if name_result is None else name_result(result, name)
 
 
-def _attempt(call: Call[T], fn: Callable[[T], R], refused: frozenset[type]) -> R:
+def _call_directly(
+    member: Member[T],
+    permit: Permit,
+    fn: Callable[[T], R],
+    operation: str,
+    refused: frozenset[type],
+) -> tuple[R, str]:
+    """Make one attempt without worker and report, and record a success."""
+    result = fn(member.provider)
+    if type(result) in refused:
+        refuse_result(member, operation, result)
+    member.breaker._record_success(permit)
+    return result, member.name
+
+
+def _attempt(call: Call[T], fn: Callable[[T], R], refused: frozenset[type]) -> tuple[R, str]:
     """Make one attempt, and settle its call if it succeeds."""
     member = call.member
     if member.workers is None:
@@ -80,7 +109,7 @@ def _attempt(call: Call[T], fn: Callable[[T], R], refused: frozenset[type]) -> R
     if type(result) in refused:
         refuse_result(member, call.operation, result)
     call.succeed()
-    return result
+    return result, member.name
 
 
 def _drop(_result: object) -> None:

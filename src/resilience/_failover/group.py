@@ -6,15 +6,21 @@ from threading import RLock
 from types import MappingProxyType
 from typing import Generic, TypeVar, final
 
+from typing_extensions import override
+
 from resilience import _settings
 from resilience._breaker.breaker import CircuitBreaker
+from resilience._breaker.config import CircuitBreakerConfig
 from resilience._failover.attempts import Attempts, Member
 from resilience._failover.config import FallbackConfig
 from resilience._failover.execute import execute
+from resilience._failover.session import Session
+from resilience._failover.session import open_session as open_handle
 from resilience._failover.stream import PlainRequest, Stream, open_request
 from resilience._fork import renew_after_fork
 
 T = TypeVar("T")
+H = TypeVar("H")
 R = TypeVar("R")
 
 
@@ -36,6 +42,7 @@ class FallbackGroup(_settings.Uncopyable, Generic[T]):
         config: FallbackConfig | None = None,
         *,
         attempt_timeout: float | timedelta | None = None,
+        circuit_breaker: CircuitBreakerConfig | None = None,
     ) -> None:
         """Make a group of one provider.
 
@@ -45,6 +52,7 @@ class FallbackGroup(_settings.Uncopyable, Generic[T]):
             config: Settings, the defaults if omitted.
             attempt_timeout: Seconds that an attempt with the primary may take; overrides the
                 setting of the group. 0 for no limit.
+            circuit_breaker: Settings of the primary's breaker, in place of the group's.
 
         Raises:
             TypeError: An argument has the wrong type.
@@ -56,11 +64,28 @@ class FallbackGroup(_settings.Uncopyable, Generic[T]):
         # handler or a finalizer may interrupt an addition, and add a provider itself.
         self._lock = RLock()
         self._members: tuple[Member[T], ...] = ()
-        self.add_fallback(primary_name, primary, attempt_timeout=attempt_timeout)
+        self.add_fallback(
+            primary_name,
+            primary,
+            attempt_timeout=attempt_timeout,
+            circuit_breaker=circuit_breaker,
+        )
         renew_after_fork(self)
 
+    @override
+    def __repr__(self) -> str:
+        return f"<FallbackGroup {self._describe()}>"
+
+    def _describe(self) -> str:
+        return ", ".join(f"{name!r} {breaker.state}" for name, breaker in self.breakers.items())
+
     def add_fallback(
-        self, name: str, fallback: T, *, attempt_timeout: float | timedelta | None = None
+        self,
+        name: str,
+        fallback: T,
+        *,
+        attempt_timeout: float | timedelta | None = None,
+        circuit_breaker: CircuitBreakerConfig | None = None,
     ) -> None:
         """Add a provider, to be tried after those that are there.
 
@@ -71,6 +96,7 @@ class FallbackGroup(_settings.Uncopyable, Generic[T]):
             fallback: The provider.
             attempt_timeout: Seconds that an attempt with it may take; overrides the setting of
                 the group. 0 for no limit.
+            circuit_breaker: Settings of its breaker, in place of the group's.
 
         Raises:
             TypeError: An argument has the wrong type.
@@ -79,7 +105,7 @@ class FallbackGroup(_settings.Uncopyable, Generic[T]):
         if not _settings.check_name("name", name):
             msg = f"name must not be empty, got {name!r}"
             raise ValueError(msg)
-        member = Member(name, fallback, self._config, attempt_timeout)
+        member = Member(name, fallback, self._config, attempt_timeout, circuit_breaker)
         with self._lock:
             while not self._add_locked(member):
                 pass
@@ -141,12 +167,23 @@ class FallbackGroup(_settings.Uncopyable, Generic[T]):
                 too.
         """
         attempts = Attempts(self._members, "stream")
-        return open_request(attempts, PlainRequest(open_stream), lazy=lazy)
+        return open_request(attempts, PlainRequest(open_stream), Stream, lazy=lazy)
 
-    def _attempts(
-        self, operation: str, input_error: Callable[[], BaseException | None]
-    ) -> Attempts[T]:
-        return Attempts(self._members, operation, input_error=input_error)
+    def session(self, open_session: Callable[[T], H]) -> Session[H]:
+        """Open something long-lived with one provider after the other, until one succeeds.
+
+        Args:
+            open_session: Function of a provider that returns a handle H, such as a connection, when
+                it is ready for use. If the handle has a `close()`, that ends it.
+
+        Returns:
+            The session, whose life is one call to the provider's breaker; so close it.
+
+        Raises:
+            AllFailedError: No provider opened a session.
+            Exception: An exception that `fallback_on` does not include is raised unchanged.
+        """
+        return open_handle(Attempts(self._members, "session"), open_session, Session)
 
     def _renew_after_fork(self) -> None:
         self._lock = RLock()

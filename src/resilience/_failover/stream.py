@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Iterator
+from contextvars import Context
 from inspect import GEN_RUNNING, getgeneratorstate
 from itertools import chain
 from threading import RLock
@@ -20,6 +21,7 @@ from resilience.exceptions import ResilienceError
 T = TypeVar("T")
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
+S = TypeVar("S")
 
 
 class StreamRequest(ABC, Generic[T, R]):
@@ -200,23 +202,22 @@ class StreamState(Generic[T, R]):
 
     def _open_and_read(self, call: Call[T]) -> None:
         opening = self._opening(call)
+        self._accept(self._run(call, lambda provider: self._read_first(call, opening(provider))))
 
-        def work(provider: T) -> ProviderStream[R]:
-            stream = opening(provider)
-            # An attempt that has ended by now needs no item, and an item may be expensive.
-            return stream if call.is_settled else stream.read_first(*self._reading(call))
-
-        self._accept(self._run(call, work))
+    def _read_first(self, call: Call[T], stream: ProviderStream[R]) -> ProviderStream[R]:
+        # An attempt that has ended by now needs no item, and an item may be expensive.
+        return stream if call.is_settled else stream.read_first(*self._reading(call))
 
     def _run(self, call: Call[T], work: Callable[[T], ProviderStream[R]]) -> ProviderStream[R]:
-        return call.run(work, ProviderStream[R].close, self._request.input_wait)
+        return call.run(work, lambda stream: stream.close(), self._request.input_wait)
 
     def _reading(self, call: Call[T]) -> tuple[Callable[[R], bool], Callable[[], None]]:
-        # The next item ends the reading of an attempt that has been given up, empty or not.
-        def is_empty(item: R) -> bool:
-            return not call.is_settled and self._request.is_empty(item)
-
-        return is_empty, lambda: call.renew_limit(self._request.input_wait)
+        request = self._request
+        return (
+            # The next item ends the reading of an attempt that has been given up, empty or not.
+            lambda item: not call.is_settled and request.is_empty(item),
+            lambda: call.renew_limit(request.input_wait),
+        )
 
     def _opening(self, call: Call[T]) -> Callable[[T], ProviderStream[R]]:
         """Begin an attempt, unless the stream has been closed; return what opens its stream."""
@@ -226,14 +227,7 @@ class StreamState(Generic[T, R]):
         self._refuse_if_closed()
         open_stream = self._request.start_attempt(call)
         context = call.context  # that of this thread; what follows may run on a worker
-
-        def open_in_context(provider: T) -> ProviderStream[R]:
-            iterable = context.run(open_stream, provider)
-            if not is_iterable(iterable):
-                context.run(refuse_result, call.member, call.operation, iterable)
-            return ProviderStream(iterable, context, call.member.config.interrupt_on)
-
-        return open_in_context
+        return lambda provider: _open_in(context, call, open_stream, provider)
 
     def _accept(self, stream: ProviderStream[R]) -> None:
         """Commit to a stream that has its first item, or has ended without one."""
@@ -242,6 +236,8 @@ class StreamState(Generic[T, R]):
         except BaseException:
             stream.close()
             raise
+        if stream.first and self._call is not None:
+            self._call.note_first_item()
         with _shared.lock:
             self._stream = stream
             self.committed = not self.closed
@@ -292,7 +288,15 @@ class StreamState(Generic[T, R]):
             self.has_ended = True
 
 
-@final
+def _open_in(
+    context: Context, call: Call[T], open_stream: Callable[[T], Iterable[R]], provider: T
+) -> ProviderStream[R]:
+    iterable = context.run(open_stream, provider)
+    if not is_iterable(iterable):
+        context.run(refuse_result, call.member, call.operation, iterable)
+    return ProviderStream(iterable, context, call.member.config.interrupt_on)
+
+
 class Stream(chain[Any], Iterator[R_co], Uncopyable):
     """An iterator over items R of whichever provider was the first to return one.
 
@@ -331,6 +335,11 @@ class Stream(chain[Any], Iterator[R_co], Uncopyable):
         msg = "a Stream cannot be made from an iterable, only opened by a group"
         raise TypeError(msg)
 
+    @override
+    def __repr__(self) -> str:
+        state = "closed" if self._state.closed or self._state.has_ended else "open"
+        return f"<{type(self).__name__} provider={self.provider!r} {state}>"
+
     @property
     def provider(self) -> str | None:
         """Name of the provider that serves the stream, None before its first item."""
@@ -361,11 +370,15 @@ class Stream(chain[Any], Iterator[R_co], Uncopyable):
 
 
 def open_request(
-    attempts: Attempts[T], request: StreamRequest[T, R], *, lazy: bool = False
-) -> Stream[R]:
-    """Open a stream; if lazy, call the provider's function but do not wait for an item."""
+    attempts: Attempts[T],
+    request: StreamRequest[T, R],
+    make: Callable[[StreamState[T, R]], S],
+    *,
+    lazy: bool = False,
+) -> S:
+    """Open a stream S; if lazy, call the provider's function but do not wait for an item."""
     # Not in the constructor: the error of an attempt refers to the frames in which it was raised,
     # and the constructor's frame would refer to the stream.
     state = StreamState(attempts, request)
     state.start(lazy=lazy)
-    return Stream(state)
+    return make(state)

@@ -1,19 +1,57 @@
 """The contract of a language model: what a provider does and the values it exchanges.
 
 An application writes a class for each client library that it uses, and need not inherit from
-`Provider`: having its methods is enough.
+`Provider`: having its methods is enough. The values may be subclassed.
+
+`extra`, where a value has it, holds what a single vendor understands, in a mapping with the
+vendor's name as the key: `extra={"anthropic": ...}`. A provider reads its own key and ignores the
+others. `extra` takes part in comparisons with `==`, but not in hashes or in the `repr`.
 """
 
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, TypeAlias, final
+from typing import Literal, Protocol, TypeAlias
 
-Role: TypeAlias = Literal["system", "user", "assistant", "tool"]
+from resilience.exceptions import UnsupportedRequestError
+
+Role: TypeAlias = Literal["system", "developer", "user", "assistant", "tool"]
 """Who wrote a message."""
 
 
-@final
+class ContextWindowExceededError(UnsupportedRequestError):
+    """The request is too long for this model; a model with a larger window may serve it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Media:
+    """A picture, a recording or another file that belongs to a message.
+
+    Attributes:
+        media_type: Its MIME type, such as "image/png", "audio/wav" or "application/pdf".
+        data: Its bytes; None if there is a `uri`. Not in the `repr`.
+        uri: Where the vendor finds it: a URL, or what the vendor calls an uploaded file; None if
+            there are `data`.
+        name: Name of the file.
+    """
+
+    media_type: str
+    data: bytes | None = field(default=None, repr=False)
+    uri: str | None = None
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check that there is one source.
+
+        Raises:
+            ValueError: There are both `data` and `uri`, or neither.
+        """
+        if (self.data is None) == (self.uri is None):
+            found = "neither" if self.data is None else "both"
+            msg = f"media must have either data or uri, got {found}"
+            raise ValueError(msg)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolCall:
     """A model's request to call a function.
@@ -22,14 +60,15 @@ class ToolCall:
         id: Name of this call, to which the result refers.
         name: Name of the function.
         arguments: Its arguments as JSON text, as the model wrote it.
+        extra: What the vendor must get back with this call, such as a signature.
     """
 
     id: str
     name: str
     arguments: str
+    extra: Mapping[str, object] | None = field(default=None, hash=False, repr=False)
 
 
-@final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolDefinition:
     """A function that a model may ask to be called.
@@ -37,25 +76,31 @@ class ToolDefinition:
     Attributes:
         name: Name of the function.
         description: What it does, for the model to read.
-        parameters: JSON schema of its arguments.
+        parameters: JSON schema of its arguments. Not in the hash.
+        extra: Options of one vendor, such as a cache breakpoint.
     """
 
     name: str
     description: str = ""
-    parameters: Mapping[str, object] = field(default_factory=dict[str, object])
+    parameters: Mapping[str, object] = field(default_factory=dict[str, object], hash=False)
+    extra: Mapping[str, object] | None = field(default=None, hash=False, repr=False)
 
 
-@final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
     """One message of a conversation.
 
     Attributes:
-        role: Who wrote it.
-        content: Its text; may be empty if there are tool calls.
+        role: Who wrote it: "system" or "developer" (instructions; a provider whose vendor has only
+            one of the two uses that), "user", "assistant", or "tool" (the result of a call).
+        content: Its text; may be empty if there are tool calls or attachments.
         name: Which of several speakers of the same role.
         tool_calls: Calls that an assistant's message asks for.
         tool_call_id: In a tool's message, the call that it answers.
+        attachments: Pictures and other files, which follow the text.
+        reasoning: What the model thought before an assistant's message, as text.
+        extra: What the vendor must get back verbatim with this message, such as signed or encrypted
+            reasoning. Other vendors get the message without it.
     """
 
     role: Role
@@ -63,48 +108,77 @@ class Message:
     name: str | None = None
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str | None = None
+    attachments: tuple[Media, ...] = ()
+    reasoning: str = ""
+    extra: Mapping[str, object] | None = field(default=None, hash=False, repr=False)
 
 
-@final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompletionRequest:
     """A conversation that a model is to continue.
 
+    A provider that cannot do what a field asks for raises `UnsupportedRequestError`; it never
+    ignores the field. None stands for the provider's default everywhere.
+
     Attributes:
         messages: The conversation, oldest message first.
         tools: Functions that the model may ask for.
-        temperature: How freely the model chooses, from 0; None for the provider's default.
-        max_tokens: Longest answer in tokens; None for the provider's default.
+        tool_choice: "auto" (the model decides), "none" (no call), "required" (at least one call),
+            or the name of the function that the model must ask for.
+        response_format: JSON schema that the text of the answer must match. Not in the hash.
+        temperature: How freely the model chooses, from 0.
+        top_p: Share of the probability from which it chooses, from 0 to 1.
+        max_tokens: Longest answer in tokens.
         stop: Texts before which the answer ends.
+        seed: Number with which the model's choices can be repeated, as far as the vendor can.
+        reasoning_effort: How much the model thinks: "none", "minimal", "low", "medium", "high", or
+            another word of the vendor's.
+        model: Model that answers, by the vendor's name. After failover the next provider gets the
+            same name, so one that does not have it raises.
+        timeout: Seconds that the client waits for the vendor; `attempt_timeout` is independent of
+            it.
+        extra: Options of one vendor.
     """
 
     messages: tuple[Message, ...]
     tools: tuple[ToolDefinition, ...] = ()
+    tool_choice: str | None = None
+    response_format: Mapping[str, object] | None = field(default=None, hash=False)
     temperature: float | None = None
+    top_p: float | None = None
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
+    seed: int | None = None
+    reasoning_effort: str | None = None
+    model: str | None = None
+    timeout: float | None = None
+    extra: Mapping[str, object] | None = field(default=None, hash=False, repr=False)
 
 
-@final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
     """The tokens that an answer used.
 
     Attributes:
-        prompt_tokens: Tokens of the request.
-        completion_tokens: Tokens of the answer.
+        prompt_tokens: Tokens of the request, cached ones included.
+        completion_tokens: Tokens of the answer, reasoning included.
+        cache_read_tokens: Those of the request that were read from the vendor's cache.
+        cache_write_tokens: Those of the request that were written to the vendor's cache.
+        reasoning_tokens: Those of the answer that were reasoning.
     """
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    cache_read_tokens: int = 0
+    cache_write_tokens: int = 0
+    reasoning_tokens: int = 0
 
     @property
     def total_tokens(self) -> int:
-        """Tokens of both together."""
+        """Tokens of request and answer together."""
         return self.prompt_tokens + self.completion_tokens
 
 
-@final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompletionResponse:
     """A whole answer.
@@ -112,35 +186,78 @@ class CompletionResponse:
     Attributes:
         content: Its text.
         tool_calls: Functions that the model asks to be called.
-        finish_reason: Why it ended, as the provider names it, such as "stop" or "length".
-        usage: The tokens that it used, if the provider reports them.
+        reasoning: What the model thought, as text.
+        refusal: The text with which the model declined, if the vendor keeps it apart from
+            `content`.
+        finish_reason: Why it ended: "stop", "length" (`max_tokens` or the window is used up),
+            "tool_calls" or "content_filter". The provider translates its vendor's words into
+            these, and passes an unknown one on as it is. None if the vendor does not say.
+        usage: The tokens that it used, if the vendor reports them.
+        model: Model that answered, by the vendor's name.
+        id: The vendor's id of the answer.
+        provider: Name of the provider that answered, set by `LLMFallback`.
+        extra: What the vendor must get back verbatim with this answer, and what it alone reports.
     """
 
     content: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
+    reasoning: str = ""
+    refusal: str = ""
     finish_reason: str | None = None
     usage: Usage | None = None
+    model: str | None = None
+    id: str | None = None
+    provider: str | None = None
+    extra: Mapping[str, object] | None = field(default=None, hash=False, repr=False)
+
+    @property
+    def message(self) -> Message:
+        """The answer as the assistant's message, to be appended to the next request.
+
+        A refusal is its content if there is no other. `tool_calls`, `reasoning` and `extra` are
+        those of the answer.
+        """
+        return Message(
+            role="assistant",
+            content=self.content or self.refusal,
+            tool_calls=self.tool_calls,
+            reasoning=self.reasoning,
+            extra=self.extra,
+        )
 
 
-@final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chunk:
     """A piece of an answer.
 
+    A chunk is empty if it has no content, tool calls, reasoning, refusal, finish reason or usage.
+
     Attributes:
         content: The next part of its text.
         tool_calls: Functions that the model asks to be called, each one complete.
-        finish_reason: Why the answer ended, in the last chunk; None before.
-        usage: The tokens that the answer used, if the provider reports them, in the last chunk.
+        reasoning: The next part of what the model thinks.
+        refusal: The next part of the text with which the model declines.
+        finish_reason: Why the answer ended, in one of the last chunks; None before. The words are
+            those of `CompletionResponse.finish_reason`.
+        usage: The tokens that the answer used, if the vendor reports them, in one of the last
+            chunks.
+        model: Model that answers, by the vendor's name, in any of the chunks.
+        id: The vendor's id of the answer, in any of the chunks.
+        extra: What the vendor must get back verbatim with this answer, whole in one of the last
+            chunks, and what it alone reports.
     """
 
     content: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
+    reasoning: str = ""
+    refusal: str = ""
     finish_reason: str | None = None
     usage: Usage | None = None
+    model: str | None = None
+    id: str | None = None
+    extra: Mapping[str, object] | None = field(default=None, hash=False, repr=False)
 
 
-@final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelCapabilities:
     """What a model can do.
@@ -151,6 +268,9 @@ class ModelCapabilities:
         supports_tools: Whether it can ask for functions to be called.
         supports_vision: Whether it understands pictures.
         supports_streaming: Whether it answers piece by piece.
+        supports_structured_output: Whether its answer can be made to match a JSON schema.
+        supports_reasoning: Whether it thinks before it answers.
+        supports_audio: Whether it understands recordings.
     """
 
     context_window: int
@@ -158,14 +278,24 @@ class ModelCapabilities:
     supports_tools: bool = False
     supports_vision: bool = False
     supports_streaming: bool = True
+    supports_structured_output: bool = False
+    supports_reasoning: bool = False
+    supports_audio: bool = False
 
 
 class Provider(Protocol):
     """A language model.
 
     A method that cannot do its work raises; it never returns something empty instead. Which
-    exceptions it raises is up to the provider. One provider may be called by several threads
-    at a time.
+    exceptions it raises is up to the provider, with one exception: if the model works but cannot
+    do what a request asks for (a picture without vision, a forced tool), it raises
+    `UnsupportedRequestError`, and `ContextWindowExceededError` if the request is too long. It never
+    leaves out what it cannot carry.
+
+    A conversation may come from another vendor: a provider hands back verbatim what is in `extra`
+    under its own key, and sends messages of other vendors without their `extra`.
+
+    One provider may be called by several threads at a time.
     """
 
     @abstractmethod
@@ -176,9 +306,10 @@ class Provider(Protocol):
             request: The conversation to continue.
 
         Returns:
-            The whole answer.
+            The whole answer, with one of the standard finish reasons.
 
         Raises:
+            UnsupportedRequestError: The model cannot do what the request asks for.
             Exception: There is no answer.
         """
         ...
@@ -191,14 +322,19 @@ class Provider(Protocol):
         method `close()`, it is called once when the answer has ended or is no longer needed, by any
         thread, but not while a `next()` is under way.
 
+        What shows that the model works is passed on at once: reasoning as chunks with `reasoning`,
+        each part of a tool call that is not complete as an empty chunk, `Chunk()`. A silent
+        provider may be given up.
+
         Args:
             request: The conversation to continue.
 
         Returns:
-            The answer in order; at least one chunk, the last one with the finish reason. Iterating
-            over it raises if the answer breaks off.
+            The answer in order; at least one chunk that is not empty, and one with the finish
+            reason. Iterating over it raises if the answer breaks off.
 
         Raises:
+            UnsupportedRequestError: The model cannot do what the request asks for.
             Exception: There is no answer.
         """
         ...

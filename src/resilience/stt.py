@@ -1,12 +1,16 @@
-"""The contract of a speech recogniser: what a provider does and the values it exchanges."""
+"""The contract of a speech recogniser: what a provider does and the values it exchanges.
+
+The values may be subclassed. `extra`, where a value has it, holds what a single vendor understands,
+in a mapping with the vendor's name as the key. A provider reads its own key and ignores the others.
+`extra` takes part in comparisons with `==`, but not in hashes or in the `repr`.
+"""
 
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Protocol, final
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
 
 
-@final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Keyword:
     """A word or phrase that is likely to occur.
@@ -20,25 +24,33 @@ class Keyword:
     boost: float = 1.0
 
 
-@final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamConfig:
-    """The audio of a session: 16-bit little-endian PCM, unless the provider documents another.
+    """The audio of a session, and what to make of it.
+
+    A provider that cannot do what a field asks for raises `UnsupportedRequestError`; it never
+    ignores the field.
 
     Attributes:
         sample_rate: Samples of one channel in a second, in Hz.
         channels: Number of channels, interleaved.
+        encoding: Format of the audio: "pcm_s16le" (16-bit little-endian PCM), "mulaw", "alaw",
+            "opus", "flac", or another that the provider documents.
         language: BCP-47 tag of the language; None for the provider to detect it.
         keywords: Phrases that are likely to occur.
+        interim_results: Whether transcripts that may still change are wanted.
+        extra: Options of one vendor.
     """
 
     sample_rate: int = 16_000
     channels: int = 1
+    encoding: str = "pcm_s16le"
     language: str | None = None
     keywords: tuple[Keyword, ...] = ()
+    interim_results: bool = True
+    extra: Mapping[str, object] | None = field(default=None, hash=False, repr=False)
 
 
-@final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Word:
     """One recognised word.
@@ -48,15 +60,17 @@ class Word:
         start: Seconds from the beginning of the session.
         duration: Seconds that it takes.
         confidence: From 0, a guess, to 1, certain; None if the provider does not say.
+        speaker: Who says it, by a label that holds within the session; None if the provider does
+            not say.
     """
 
     text: str
     start: float
     duration: float
     confidence: float | None = None
+    speaker: str | None = None
 
 
-@final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Transcript:
     """What was recognised in a stretch of audio.
@@ -68,6 +82,13 @@ class Transcript:
         start: Seconds from the beginning of the session.
         duration: Seconds that it covers.
         words: Each word by itself, if the provider says.
+        ends_utterance: Whether the speaker has finished, as far as the provider can tell. Such a
+            transcript may have no text.
+        speaker: Who says it, by a label that holds within the session; None if the provider does
+            not say, or there are several.
+        channel: Channel of the audio, from 0; None if all were recognised together.
+        language: BCP-47 tag of the language that was recognised; None if the provider does not say.
+        extra: What one vendor alone reports.
     """
 
     text: str
@@ -76,6 +97,11 @@ class Transcript:
     start: float = 0.0
     duration: float = 0.0
     words: tuple[Word, ...] = ()
+    ends_utterance: bool = False
+    speaker: str | None = None
+    channel: int | None = None
+    language: str | None = None
+    extra: Mapping[str, object] | None = field(default=None, hash=False, repr=False)
 
 
 class SessionHandle(Protocol):
@@ -83,6 +109,12 @@ class SessionHandle(Protocol):
 
     One thread may send audio while others read transcripts. A method that cannot do its work
     raises; a session that is broken does not end its transcripts as if nothing had happened.
+
+    A session may have one more method, `finish()`, which takes nothing and returns None: no more
+    audio comes, and the transcripts end by themselves after the last words. It does not wait for
+    them; `close()` is still called afterwards. It is no member of the protocol, since not every
+    recogniser can do it: the session of `STTFallback` always has it, and it does nothing if the
+    provider's session has none.
     """
 
     @abstractmethod
@@ -152,7 +184,10 @@ class Provider(Protocol):
 
     @abstractmethod
     def start_stream(self, config: StreamConfig) -> SessionHandle:
-        """Start a session.
+        """Start a session, and return it when it is ready for audio.
+
+        A session is not moved to another provider once it has been returned. So whatever can fail
+        at the beginning (connection, handshake, authorisation) belongs into this call.
 
         Args:
             config: The audio of the session.
@@ -161,6 +196,7 @@ class Provider(Protocol):
             A session, which the caller closes.
 
         Raises:
+            UnsupportedRequestError: The recogniser cannot do what the configuration asks for.
             Exception: The session cannot be started.
         """
         ...

@@ -113,4 +113,11 @@ class _Completion(StreamRequest[llm.Provider, llm.Chunk]):
 
     @override
     def is_empty(self, item: llm.Chunk, /) -> bool:
-        return not (item.content or item.tool_calls or item.finish_reason or item.usage)
+        return not (
+            item.content
+            or item.tool_calls
+            or item.reasoning
+            or item.refusal
+            or item.finish_reason
+            or item.usage
+        )

@@ -5,35 +5,76 @@ import inspect
 import pickle
 import typing
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import MISSING, FrozenInstanceError, fields, is_dataclass
+from dataclasses import MISSING, FrozenInstanceError, dataclass, fields, is_dataclass, replace
 from itertools import pairwise
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any
 
 import pytest
 
-from resilience import CircuitBreaker, LLMFallback, STTFallback, TTSFallback, llm, stt, tts
+from resilience import (
+    AllFailedError,
+    CircuitBreaker,
+    FallbackConfig,
+    LLMFallback,
+    STTFallback,
+    TTSFallback,
+    UnsupportedRequestError,
+    llm,
+    stt,
+    tts,
+)
 from resilience.testing import FakeLLM, FakeSTT, FakeTTS
 
-CALL = llm.ToolCall(id="call-1", name="weather", arguments='{"city": "Oslo"}')
-MESSAGE = llm.Message(role="user", content="Is it raining?")
-WORD = stt.Word(text="rain", start=0.5, duration=0.25, confidence=0.9)
-VOICE = tts.VoiceProfile(id="slt", name="Slt", language="en-US", sample_rate=16_000)
+EXTRA = {"north": {"signature": ["c2ln"]}}
+SCHEMA = {"type": "object", "required": ["city"]}
+EXTRA = {"north": {"signature": ["c2ln"]}}
+SCHEMA = {"type": "object", "required": ["city"]}
+CALL = llm.ToolCall(id="call-1", name="weather", arguments='{"city": "Oslo"}', extra=EXTRA)
+TOOL = llm.ToolDefinition(name="weather", description="Tells it.", parameters=SCHEMA, extra=EXTRA)
+PICTURE = llm.Media(media_type="image/png", data=b"\x89PNG", name="sky.png")
+MESSAGE = llm.Message(
+    role="user", content="Is it raining?", attachments=(PICTURE,), reasoning="Clouds.", extra=EXTRA
+)
+WORD = stt.Word(text="rain", start=0.5, duration=0.25, confidence=0.9, speaker="A")
+VOICE = tts.VoiceProfile(
+    id="slt", name="Slt", language="en-US", encoding="mp3", speed=1.5, pitch=-2.0, extra=EXTRA
+)
 
 VALUES = [
     CALL,
+    TOOL,
+    PICTURE,
     MESSAGE,
     WORD,
     VOICE,
-    llm.ToolDefinition(name="weather", description="Tells it.", parameters={"type": "object"}),
-    llm.CompletionRequest(messages=(MESSAGE,), temperature=0.5, max_tokens=10, stop=("\n",)),
+    llm.CompletionRequest(
+        messages=(MESSAGE,),
+        tools=(TOOL,),
+        tool_choice="weather",
+        response_format=SCHEMA,
+        temperature=0.5,
+        max_tokens=10,
+        stop=("\n",),
+        extra=EXTRA,
+    ),
     llm.Usage(prompt_tokens=3, completion_tokens=4),
-    llm.CompletionResponse(content="Yes.", tool_calls=(CALL,), finish_reason="stop"),
-    llm.Chunk(content="Yes", usage=llm.Usage(prompt_tokens=3)),
+    llm.CompletionResponse(
+        content="Yes.", tool_calls=(CALL,), reasoning="Clouds.", provider="north", extra=EXTRA
+    ),
+    llm.Chunk(content="Yes", usage=llm.Usage(prompt_tokens=3), model="large", extra=EXTRA),
     llm.ModelCapabilities(context_window=8192, max_output_tokens=1024, supports_tools=True),
     stt.Keyword(text="rain", boost=2.0),
-    stt.StreamConfig(language="en-US", keywords=(stt.Keyword(text="rain"),)),
-    stt.Transcript(text="rain", is_final=True, words=(WORD,)),
+    stt.StreamConfig(
+        encoding="mulaw",
+        language="en-US",
+        keywords=(stt.Keyword(text="rain"),),
+        interim_results=False,
+        extra=EXTRA,
+    ),
+    stt.Transcript(
+        text="rain", is_final=True, words=(WORD,), ends_utterance=True, channel=1, extra=EXTRA
+    ),
 ]
 PROTOCOLS = [llm.Provider, stt.Provider, stt.SessionHandle, tts.Provider]
 MEMBERS = [
@@ -66,8 +107,8 @@ def arguments(value: object) -> dict[str, object]:
 
 @pytest.mark.parametrize("module", [llm, stt, tts], ids=lambda module: module.__name__)
 def test_every_class_is_tested(module: ModuleType) -> None:
-    """Each public class is one of the values or one of the protocols of this test."""
-    known = {type(value) for value in VALUES} | set(PROTOCOLS)
+    """Each public class is a value, a protocol or the exception of this test."""
+    known = {type(value) for value in VALUES} | set(PROTOCOLS) | {llm.ContextWindowExceededError}
 
     assert public_classes(module) <= known
 
@@ -103,9 +144,23 @@ def test_a_value_takes_keywords_only(value: object) -> None:
 
 
 @pytest.mark.parametrize("value", VALUES, ids=name_of)
-def test_a_value_is_final(value: object) -> None:
-    """The class of a value is final."""
-    assert getattr(type(value), "__final__", False)
+def test_a_value_may_be_subclassed(value: object) -> None:
+    """A frozen dataclass that derives from a value has its fields and its behaviour."""
+    class_ = type(value)
+
+    @dataclass(frozen=True, slots=True, kw_only=True)
+    class Own(class_):  # type: ignore[misc, valid-type]
+        trace: str = ""
+
+    own: Any = Own(**arguments(value), trace="t-1")
+
+    assert not getattr(class_, "__final__", False)
+    assert isinstance(own, class_)
+    assert arguments(own) == {**arguments(value), "trace": "t-1"}
+    assert replace(own, trace="t-2") != own
+    assert {own: 1}[copy.deepcopy(own)] == 1
+    with pytest.raises(FrozenInstanceError):
+        own.trace = "t-2"
 
 
 @pytest.mark.parametrize("value", VALUES, ids=name_of)
@@ -116,34 +171,97 @@ def test_a_value_survives_copying(value: object) -> None:
         assert repr(twin) == repr(value)
 
 
-@pytest.mark.parametrize(
-    "value",
-    [value for value in VALUES if not isinstance(value, llm.ToolDefinition)],
-    ids=name_of,
-)
+@pytest.mark.parametrize("value", VALUES, ids=name_of)
 def test_a_value_can_be_a_key(value: object) -> None:
-    """A value is hashable, except for one with a JSON schema."""
+    """A value is hashable, also one with a JSON schema or with `extra`."""
     assert {value: 1}[copy.deepcopy(value)] == 1
 
 
 @pytest.mark.parametrize(
     ("value", "content"),
     [
-        (llm.ToolDefinition(name="f"), {"name": "f", "description": "", "parameters": {}}),
+        (
+            llm.Media(media_type="image/png", uri="u"),
+            {"media_type": "image/png", "data": None, "uri": "u", "name": None},
+        ),
+        (
+            llm.ToolCall(id="c", name="f", arguments="{}"),
+            {"id": "c", "name": "f", "arguments": "{}", "extra": None},
+        ),
+        (
+            llm.ToolDefinition(name="f"),
+            {"name": "f", "description": "", "parameters": {}, "extra": None},
+        ),
         (
             llm.Message(role="user"),
-            {"role": "user", "content": "", "name": None, "tool_calls": (), "tool_call_id": None},
+            {
+                "role": "user",
+                "content": "",
+                "name": None,
+                "tool_calls": (),
+                "tool_call_id": None,
+                "attachments": (),
+                "reasoning": "",
+                "extra": None,
+            },
         ),
         (
             llm.CompletionRequest(messages=()),
-            {"messages": (), "tools": (), "temperature": None, "max_tokens": None, "stop": ()},
+            {
+                "messages": (),
+                "tools": (),
+                "tool_choice": None,
+                "response_format": None,
+                "temperature": None,
+                "top_p": None,
+                "max_tokens": None,
+                "stop": (),
+                "seed": None,
+                "reasoning_effort": None,
+                "model": None,
+                "timeout": None,
+                "extra": None,
+            },
         ),
-        (llm.Usage(), {"prompt_tokens": 0, "completion_tokens": 0}),
+        (
+            llm.Usage(),
+            {
+                "prompt_tokens": 0,
+                "completion_tokens": 0,
+                "cache_read_tokens": 0,
+                "cache_write_tokens": 0,
+                "reasoning_tokens": 0,
+            },
+        ),
         (
             llm.CompletionResponse(),
-            {"content": "", "tool_calls": (), "finish_reason": None, "usage": None},
+            {
+                "content": "",
+                "tool_calls": (),
+                "reasoning": "",
+                "refusal": "",
+                "finish_reason": None,
+                "usage": None,
+                "model": None,
+                "id": None,
+                "provider": None,
+                "extra": None,
+            },
         ),
-        (llm.Chunk(), {"content": "", "tool_calls": (), "finish_reason": None, "usage": None}),
+        (
+            llm.Chunk(),
+            {
+                "content": "",
+                "tool_calls": (),
+                "reasoning": "",
+                "refusal": "",
+                "finish_reason": None,
+                "usage": None,
+                "model": None,
+                "id": None,
+                "extra": None,
+            },
+        ),
         (
             llm.ModelCapabilities(context_window=1),
             {
@@ -152,16 +270,27 @@ def test_a_value_can_be_a_key(value: object) -> None:
                 "supports_tools": False,
                 "supports_vision": False,
                 "supports_streaming": True,
+                "supports_structured_output": False,
+                "supports_reasoning": False,
+                "supports_audio": False,
             },
         ),
         (stt.Keyword(text="t"), {"text": "t", "boost": 1.0}),
         (
             stt.StreamConfig(),
-            {"sample_rate": 16_000, "channels": 1, "language": None, "keywords": ()},
+            {
+                "sample_rate": 16_000,
+                "channels": 1,
+                "encoding": "pcm_s16le",
+                "language": None,
+                "keywords": (),
+                "interim_results": True,
+                "extra": None,
+            },
         ),
         (
             stt.Word(text="t", start=1.0, duration=2.0),
-            {"text": "t", "start": 1.0, "duration": 2.0, "confidence": None},
+            {"text": "t", "start": 1.0, "duration": 2.0, "confidence": None, "speaker": None},
         ),
         (
             stt.Transcript(text="t"),
@@ -172,11 +301,26 @@ def test_a_value_can_be_a_key(value: object) -> None:
                 "start": 0.0,
                 "duration": 0.0,
                 "words": (),
+                "ends_utterance": False,
+                "speaker": None,
+                "channel": None,
+                "language": None,
+                "extra": None,
             },
         ),
         (
             tts.VoiceProfile(id="v"),
-            {"id": "v", "name": "", "language": None, "sample_rate": None},
+            {
+                "id": "v",
+                "name": "",
+                "language": None,
+                "sample_rate": None,
+                "encoding": None,
+                "speed": 1.0,
+                "pitch": 0.0,
+                "instructions": "",
+                "extra": None,
+            },
         ),
     ],
     ids=name_of,
@@ -212,13 +356,151 @@ def test_tools_share_no_schema() -> None:
 
 
 def test_total_tokens_are_those_of_request_and_answer() -> None:
-    """The total of a usage is the sum of its parts."""
-    assert llm.Usage(prompt_tokens=3, completion_tokens=4).total_tokens == 7
+    """Cached tokens and reasoning are included in the two, and not counted again."""
+    usage = llm.Usage(
+        prompt_tokens=3,
+        completion_tokens=4,
+        cache_read_tokens=2,
+        cache_write_tokens=1,
+        reasoning_tokens=3,
+    )
+
+    assert usage.total_tokens == 7
 
 
 def test_roles() -> None:
-    """The roles of a message are system, user, assistant and tool."""
-    assert typing.get_args(llm.Role) == ("system", "user", "assistant", "tool")
+    """The roles of a message are system, developer, user, assistant and tool."""
+    assert typing.get_args(llm.Role) == ("system", "developer", "user", "assistant", "tool")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [value for value in VALUES if "extra" in arguments(value)],
+    ids=name_of,
+)
+def test_extra_is_compared_but_neither_hashed_nor_shown(value: Any) -> None:  # noqa: ANN401
+    """Values with other `extra` are not equal, but have the same hash and `repr`."""
+    other = replace(value, extra=MappingProxyType({"south": [object()]}))
+
+    assert other != value
+    assert hash(other) == hash(value)
+    assert repr(other) == repr(value)
+    assert "extra" not in repr(value)
+
+
+@pytest.mark.parametrize(
+    ("value", "schema"),
+    [
+        (llm.ToolDefinition(name="f", parameters=SCHEMA), "parameters"),
+        (llm.CompletionRequest(messages=(), response_format=SCHEMA), "response_format"),
+    ],
+    ids=name_of,
+)
+def test_a_schema_is_compared_and_shown(value: Any, schema: str) -> None:  # noqa: ANN401
+    """A JSON schema takes part in comparisons and in the `repr`, but not in the hash."""
+    other = replace(value, **{schema: {}})
+
+    assert other != value
+    assert hash(other) == hash(value)
+    assert repr(SCHEMA) in repr(value)
+
+
+@pytest.mark.parametrize(
+    ("data", "uri", "found"), [(None, None, "neither"), (b"", "https://pictures.test/sky", "both")]
+)
+def test_media_has_one_source(data: bytes | None, uri: str | None, found: str) -> None:
+    """A file has either data, which may be empty, or a URI."""
+    with pytest.raises(ValueError, match=rf"^media must have either data or uri, got {found}$"):
+        llm.Media(media_type="image/png", data=data, uri=uri)
+
+    assert llm.Media(media_type="text/plain", data=b"").data == b""
+
+
+def test_the_data_of_media_are_not_shown() -> None:
+    """The `repr` of a request is readable, however large its pictures are."""
+    assert repr(PICTURE) == "Media(media_type='image/png', uri=None, name='sky.png')"
+
+
+def test_an_answer_can_be_appended_to_the_next_request() -> None:
+    """The message of an answer has all that its vendor must see again."""
+    answer = llm.CompletionResponse(
+        content="Let me look.",
+        tool_calls=(CALL,),
+        reasoning="I need the weather.",
+        finish_reason="tool_calls",
+        extra=EXTRA,
+    )
+
+    assert answer.message == llm.Message(
+        role="assistant",
+        content="Let me look.",
+        tool_calls=(CALL,),
+        reasoning="I need the weather.",
+        extra=EXTRA,
+    )
+
+
+def test_a_refusal_is_the_content_of_its_message() -> None:
+    """The next model reads what was refused; the content comes first, if there is both."""
+    refused = llm.CompletionResponse(refusal="I cannot help.")
+
+    assert refused.message == llm.Message(role="assistant", content="I cannot help.")
+    assert replace(refused, content="Sorry.").message.content == "Sorry."
+
+
+def test_a_request_that_is_too_long_goes_to_the_next_model() -> None:
+    """`ContextWindowExceededError` never counts, whatever the settings say, and moves on."""
+    large = FakeLLM("All of it.")
+    config = FallbackConfig(fallback_on=lambda _: False)
+    model = LLMFallback(FakeLLM(llm.ContextWindowExceededError("9000 tokens")), "small", config)
+    model.add_fallback("large", large)
+
+    answers = [model.complete(llm.CompletionRequest(messages=(MESSAGE,))) for _ in range(9)]
+
+    assert {answer.content for answer in answers} == {"All of it."}
+    assert model.breakers["small"].state.value == "closed"
+
+
+def test_the_window_error_survives() -> None:
+    """`ContextWindowExceededError` is rebuilt by `pickle` and `copy`, with its message."""
+    error = llm.ContextWindowExceededError("9000 tokens")
+
+    for twin in (copy.copy(error), pickle.loads(pickle.dumps(error))):  # noqa: S301
+        assert type(twin) is llm.ContextWindowExceededError
+        assert isinstance(twin, UnsupportedRequestError)
+        assert twin.args == ("9000 tokens",)
+
+
+# ---- which chunks are empty
+
+
+@pytest.mark.parametrize(
+    "chunk",
+    [
+        llm.Chunk(content="Rain."),
+        llm.Chunk(tool_calls=(CALL,)),
+        llm.Chunk(reasoning="Clouds."),
+        llm.Chunk(refusal="No."),
+        llm.Chunk(finish_reason="stop"),
+        llm.Chunk(usage=llm.Usage()),
+    ],
+    ids=["content", "tool_calls", "reasoning", "refusal", "finish_reason", "usage"],
+)
+def test_a_chunk_with_something_in_it_commits(chunk: llm.Chunk) -> None:
+    """A stream begins with the first chunk that has any of these."""
+    model = LLMFallback(FakeLLM([llm.Chunk(), chunk, llm.Chunk()]), "north")
+
+    stream = model.stream_completion(llm.CompletionRequest(messages=()))
+
+    assert list(stream) == [chunk, llm.Chunk()]
+
+
+def test_a_chunk_with_nothing_in_it_is_empty() -> None:
+    """Model, id and `extra` alone do not make a chunk: the stream fails over."""
+    model = LLMFallback(FakeLLM([llm.Chunk(model="large", id="1", extra=EXTRA)]), "north")
+
+    with pytest.raises(AllFailedError, match="EmptyStreamError"):
+        model.stream_completion(llm.CompletionRequest(messages=()))
 
 
 # ---- protocols

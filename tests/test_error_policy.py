@@ -11,20 +11,9 @@ from resilience import (
     http,
     llm,
 )
-from resilience.testing import FakeLLM, ManualClock
+from resilience.testing import FakeLLM, ManualClock, StatusError
 
 REQUEST = llm.CompletionRequest(messages=(llm.Message(role="user", content="Hello?"),))
-
-
-class StatusError(Exception):
-    """An exception of the shape that client libraries raise."""
-
-    def __init__(self, status_code: int, **headers: str) -> None:
-        """Answer with a status and headers, in whose names `_` stands for `-`."""
-        super().__init__(f"HTTP {status_code}")
-        self.status_code = status_code
-        self.response = self
-        self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
 
 
 def models(
@@ -63,7 +52,7 @@ def test_a_bad_request_reaches_the_caller_at_once(status: int) -> None:
 def test_one_429_opens_exactly_that_provider_for_as_long_as_it_asks() -> None:
     """A provider that says `retry-after: 20` is left alone for 20 seconds, and nobody else is."""
     clock = ManualClock()
-    primary = FakeLLM(StatusError(429, retry_after="20"), "back")
+    primary = FakeLLM(StatusError(429, retry_after=20), "back")
     group = models(clock, primary, FakeLLM("backup"))
 
     assert group.complete(REQUEST).content == "backup"
@@ -80,7 +69,7 @@ def test_one_429_opens_exactly_that_provider_for_as_long_as_it_asks() -> None:
 def test_nothing_shortens_the_wait() -> None:
     """Neither token counts nor late results of earlier calls bring a provider back earlier."""
     clock = ManualClock()
-    primary = FakeLLM(["early", "late"], StatusError(429, retry_after_ms="20000"), "back")
+    primary = FakeLLM(["early", "late"], StatusError(429, retry_after=20), "back")
     group = models(clock, primary, FakeLLM("backup"))
     early = group.stream_completion(REQUEST)
 
@@ -89,7 +78,7 @@ def test_nothing_shortens_the_wait() -> None:
     group.count_tokens(REQUEST.messages)
     clock.advance(19.0)
     with pytest.raises(StatusError), group.breakers["backup"].guard():
-        raise StatusError(429, retry_after="60")
+        raise StatusError(429, retry_after=60)
 
     assert group.breakers["primary"].state is State.OPEN
     with pytest.raises(AllFailedError) as caught:
@@ -100,7 +89,7 @@ def test_nothing_shortens_the_wait() -> None:
 def test_the_wait_is_never_less_than_the_reset_timeout() -> None:
     """A provider that asks for less than `reset_timeout` is left alone for `reset_timeout`."""
     clock = ManualClock()
-    primary = FakeLLM(StatusError(429, retry_after="1"), "back")
+    primary = FakeLLM(StatusError(429, retry_after=1), "back")
     group = models(clock, primary, FakeLLM("backup"), reset_timeout=30.0)
     group.complete(REQUEST)
 

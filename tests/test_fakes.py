@@ -1,12 +1,24 @@
 """The fakes follow their scripts, and the manual clock stands still."""
 
+import copy
+import json
+import pickle
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from resilience import llm, stt, tts
+from resilience import (
+    CircuitBreakerConfig,
+    FallbackConfig,
+    LLMFallback,
+    UnsupportedRequestError,
+    http,
+    llm,
+    stt,
+    tts,
+)
 from resilience.testing import (
     Delay,
     FakeLLM,
@@ -17,6 +29,7 @@ from resilience.testing import (
     LLMStep,
     ManualClock,
     ReadText,
+    StatusError,
     TTSItem,
 )
 
@@ -166,8 +179,13 @@ class TestFakeLLM:
         response = llm.CompletionResponse(
             content="Looking it up.",
             tool_calls=(llm.ToolCall(id="1", name="search", arguments="{}"),),
+            reasoning="I do not know.",
+            refusal="No.",
             finish_reason="tool_calls",
             usage=llm.Usage(prompt_tokens=3, completion_tokens=4),
+            model="large",
+            id="answer-1",
+            extra={"north": "signature"},
         )
         provider = FakeLLM(response)
 
@@ -177,8 +195,13 @@ class TestFakeLLM:
         assert chunk == llm.Chunk(
             content=response.content,
             tool_calls=response.tool_calls,
+            reasoning=response.reasoning,
+            refusal=response.refusal,
             finish_reason=response.finish_reason,
             usage=response.usage,
+            model=response.model,
+            id=response.id,
+            extra=response.extra,
         )
 
     def test_sequence(self) -> None:
@@ -190,6 +213,56 @@ class TestFakeLLM:
         assert provider.complete(REQUEST) == llm.CompletionResponse(
             content="ab", finish_reason="length", usage=last.usage
         )
+
+    def test_joined(self) -> None:
+        """A call joins texts and tool calls of a sequence, and has the last of all other fields."""
+        calls = [llm.ToolCall(id=name, name=name, arguments="{}") for name in "xy"]
+        provider = FakeLLM(
+            [
+                llm.Chunk(reasoning="It ", model="large", id="1"),
+                llm.Chunk(reasoning="rains.", refusal="I ", tool_calls=(calls[0],)),
+                llm.Chunk(refusal="won't.", tool_calls=(calls[1],), extra={"north": "old"}),
+                llm.Chunk(finish_reason="stop", extra={"north": "new"}),
+                llm.Chunk(usage=llm.Usage(prompt_tokens=1)),
+            ]
+        )
+
+        assert provider.complete(REQUEST) == llm.CompletionResponse(
+            reasoning="It rains.",
+            refusal="I won't.",
+            tool_calls=tuple(calls),
+            finish_reason="stop",
+            usage=llm.Usage(prompt_tokens=1),
+            model="large",
+            id="1",
+            extra={"north": "new"},
+        )
+
+    def test_late_response(self) -> None:
+        """A response may stand in a sequence, for instance after a delay."""
+        clock = ManualClock()
+        response = llm.CompletionResponse(content="late", reasoning="Hm.", finish_reason="stop")
+        provider = FakeLLM([Delay(2.5), response], clock=clock)
+
+        assert provider.complete(REQUEST) == response
+        assert list(provider.stream_completion(REQUEST)) == [
+            llm.Chunk(content="late", reasoning="Hm.", finish_reason="stop")
+        ]
+        assert clock() == 5.0
+
+    def test_unsupported(self) -> None:
+        """A model can be scripted that works, but not for this request."""
+        blind, seeing = FakeLLM(UnsupportedRequestError("no pictures")), FakeLLM("A cat.")
+        model = LLMFallback(blind, "blind")
+        model.add_fallback("seeing", seeing)
+        picture = llm.Media(media_type="image/png", data=b"png")
+        message = llm.Message(role="user", content="What is it?", attachments=(picture,))
+        request = llm.CompletionRequest(messages=(message,))
+
+        answers = [model.complete(request).content for _ in range(9)]
+
+        assert answers == ["A cat."] * 9
+        assert blind.requests == seeing.requests == [request] * 9
 
     def test_empty(self) -> None:
         """An empty sequence is an empty stream, and an empty answer."""
@@ -366,16 +439,29 @@ class TestFakeSTT:
         assert session.audio == [b"one"]
 
     def test_records(self) -> None:
-        """Keywords and closings are recorded."""
+        """Keywords, the end of the audio and closings are recorded."""
         session = FakeSession()
         keywords = [stt.Keyword(text="resilience")]
 
         session.set_keywords(keywords)
+        session.finish()
         session.close()
         session.close()
 
         assert session.keywords == tuple(keywords)
+        assert session.finished == 1
         assert session.closed == 2
+
+    def test_finish(self) -> None:
+        """The end of the audio can be scripted, and the transcripts go on as they would."""
+        session = FakeSession("last words", finishing=ConnectionError("reset"))
+
+        for _ in range(2):
+            with pytest.raises(ConnectionError, match="reset"):
+                session.finish()
+
+        assert session.finished == 2
+        assert [transcript.text for transcript in session.finals()] == ["last words"]
 
     @pytest.mark.parametrize("step", [ConnectionError(), [ConnectionError()]])
     def test_start_fails(self, step: ConnectionError | Sequence[ConnectionError]) -> None:
@@ -412,6 +498,66 @@ class TestFakeSTT:
             "late"
         ]
         assert clock() == 1
+
+
+class TestStatusError:
+    """What an HTTP client raises."""
+
+    @pytest.mark.parametrize(
+        ("status", "counts", "moves_on"),
+        [(400, False, False), (404, False, True), (503, True, True)],
+    )
+    def test_is_classified(self, status: int, *, counts: bool, moves_on: bool) -> None:
+        """`resilience.http` reads the status."""
+        error = StatusError(status)
+
+        assert http.is_provider_fault(error) is counts
+        assert http.may_succeed_elsewhere(error) is moves_on
+        assert http.retry_after(error) is None
+
+    @pytest.mark.parametrize("seconds", [0, 20, 0.5])
+    def test_asks_for_a_wait(self, seconds: float) -> None:
+        """`resilience.http` reads how long to wait."""
+        assert http.retry_after(StatusError(429, retry_after=seconds)) == seconds
+
+    def test_opens_a_breaker(self) -> None:
+        """One answer that asks for a wait opens the breaker for that long."""
+        clock = ManualClock()
+        breaker = CircuitBreakerConfig(retry_after=http.retry_after, reset_timeout=1, clock=clock)
+        config = FallbackConfig(circuit_breaker=breaker)
+        model = LLMFallback(FakeLLM(StatusError(429, retry_after=20), "back"), "north", config)
+        model.add_fallback("south", FakeLLM("south"))
+
+        answers = [model.complete(REQUEST).content]
+        for seconds in (19, 1):
+            clock.advance(seconds)
+            answers.append(model.complete(REQUEST).content)
+
+        assert answers == ["south", "south", "back"]
+
+    def test_shape(self) -> None:
+        """Status and headers are where clients have them, also for code that reads these."""
+        error = StatusError(429, retry_after=20)
+
+        assert (error.status_code, error.response.status_code) == (429, 429)
+        assert error.response.headers == {"retry-after": "20"}
+        assert StatusError(503).response.headers == {}
+
+    def test_text(self) -> None:
+        """The text has the status, and the wait if there is one."""
+        assert str(StatusError(503)) == "HTTP 503"
+        assert repr(StatusError(503)) == "StatusError(503)"
+        assert str(StatusError(429, retry_after=0)) == "HTTP 429, retry after 0 s"
+        assert repr(StatusError(429, retry_after=0.5)) == "StatusError(429, 0.5)"
+
+    @pytest.mark.parametrize("error", [StatusError(503), StatusError(429, retry_after=0.5)])
+    def test_survives(self, error: StatusError) -> None:
+        """It is rebuilt by `pickle`, by `copy` and from its `args` stored as JSON."""
+        rebuilt = StatusError(*json.loads(json.dumps(error.args)))
+
+        for twin in (copy.copy(error), pickle.loads(pickle.dumps(error)), rebuilt):  # noqa: S301
+            assert vars(twin) == vars(error)
+            assert str(twin) == str(error)
 
 
 def test_stream_alone() -> None:

@@ -98,7 +98,7 @@ class Message:
         tool_calls: Calls that an assistant's message asks for.
         tool_call_id: In a tool's message, the call that it answers.
         attachments: Pictures and other files, which follow the text.
-        reasoning: What the model thought before an assistant's message, as text.
+        reasoning: The model's reasoning that led to an assistant's message, as text.
         extra: What the vendor must get back verbatim with this message, such as signed or encrypted
             reasoning. Other vendors get the message without it.
     """
@@ -131,7 +131,7 @@ class CompletionRequest:
         max_tokens: Longest answer in tokens.
         stop: Texts before which the answer ends.
         seed: Number with which the model's choices can be repeated, as far as the vendor can.
-        reasoning_effort: How much the model thinks: "none", "minimal", "low", "medium", "high", or
+        reasoning_effort: How much the model reasons: "none", "minimal", "low", "medium", "high", or
             another word of the vendor's.
         model: Model that answers, by the vendor's name. After failover the next provider gets the
             same name, so one that does not have it raises.
@@ -186,7 +186,7 @@ class CompletionResponse:
     Attributes:
         content: Its text.
         tool_calls: Functions that the model asks to be called.
-        reasoning: What the model thought, as text.
+        reasoning: The model's reasoning, as text.
         refusal: The text with which the model declined, if the vendor keeps it apart from
             `content`.
         finish_reason: Why it ended: "stop", "length" (`max_tokens` or the window is used up),
@@ -231,18 +231,20 @@ class Chunk:
     """A piece of an answer.
 
     A chunk is empty if it has no content, tool calls, reasoning, refusal, finish reason or usage.
+    `LLMFallback` does not pass on empty chunks at the beginning of a stream, so what else such a
+    chunk has must be repeated in a later one.
 
     Attributes:
         content: The next part of its text.
         tool_calls: Functions that the model asks to be called, each one complete.
-        reasoning: The next part of what the model thinks.
+        reasoning: The next part of the model's reasoning.
         refusal: The next part of the text with which the model declines.
         finish_reason: Why the answer ended, in one of the last chunks; None before. The words are
             those of `CompletionResponse.finish_reason`.
         usage: The tokens that the answer used, if the vendor reports them, in one of the last
             chunks.
-        model: Model that answers, by the vendor's name, in any of the chunks.
-        id: The vendor's id of the answer, in any of the chunks.
+        model: Model that answers, by the vendor's name, in one or more of the chunks.
+        id: The vendor's id of the answer, in one or more of the chunks.
         extra: What the vendor must get back verbatim with this answer, whole in one of the last
             chunks, and what it alone reports.
     """
@@ -269,7 +271,7 @@ class ModelCapabilities:
         supports_vision: Whether it understands pictures.
         supports_streaming: Whether it answers piece by piece.
         supports_structured_output: Whether its answer can be made to match a JSON schema.
-        supports_reasoning: Whether it thinks before it answers.
+        supports_reasoning: Whether it reasons before it answers.
         supports_audio: Whether it understands recordings.
     """
 

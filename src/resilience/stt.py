@@ -38,7 +38,8 @@ class StreamConfig:
             "opus", "flac", or another that the provider documents.
         language: BCP-47 tag of the language; None for the provider to detect it.
         keywords: Phrases that are likely to occur.
-        interim_results: Whether transcripts that may still change are wanted.
+        interim_results: Whether transcripts that may still change are wanted, if the recogniser has
+            them.
         extra: Options of one vendor.
     """
 

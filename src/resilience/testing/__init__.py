@@ -1,4 +1,4 @@
-"""Fakes and a manual clock, for tests of applications and of this library.
+"""Fakes, a client's exception and a manual clock, for tests of applications and of this library.
 
 A fake follows a script with one step for each call; the last step is repeated for ever. A step is
 what the call answers, an exception that it raises, or a sequence of such items in order, among
@@ -8,6 +8,7 @@ without parameters is called, for instance to wait at a barrier.
     primary = FakeLLM(ConnectionError("refused"), "Hello again")       # down once, then back
     cut = FakeLLM(["Hello", ConnectionError("reset")])                 # dies in mid-stream
     slow = FakeLLM([Delay(2.5), "Hello"], clock=clock)                 # late by the manual clock
+    busy = FakeLLM(StatusError(429, retry_after=20))                   # for `resilience.http`
 
 All fakes record what they were asked, and may be shared between threads.
 """
@@ -16,6 +17,7 @@ from resilience.testing._fake_llm import FakeLLM, LLMItem, LLMStep
 from resilience.testing._fake_stt import FakeSession, FakeSTT, STTItem, STTStep
 from resilience.testing._fake_tts import FakeTTS, ReadText, TTSItem, TTSStep
 from resilience.testing._script import Action, Delay, FakeStream, ManualClock
+from resilience.testing._status_error import StatusError
 
 __all__ = [
     "Action",
@@ -31,6 +33,7 @@ __all__ = [
     "ReadText",
     "STTItem",
     "STTStep",
+    "StatusError",
     "TTSItem",
     "TTSStep",
 ]

@@ -1,16 +1,18 @@
 """A language model that follows a script of a test."""
 
 import re
-from collections.abc import Iterator, Sequence
-from typing import TypeAlias, final
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TypeAlias, TypeVar, final
 
 from typing_extensions import override
 
 from resilience import llm
 from resilience.testing._script import Action, FakeStream, ManualClock, Script, started
 
-LLMItem: TypeAlias = str | llm.Chunk | Action
-"""An item of a `FakeLLM` script: a string is the content of a chunk."""
+T = TypeVar("T")
+
+LLMItem: TypeAlias = str | llm.Chunk | llm.CompletionResponse | Action
+"""An item of a `FakeLLM` script: a string is the content of a chunk, a response a chunk."""
 
 LLMStep: TypeAlias = str | llm.CompletionResponse | Exception | Sequence[LLMItem]
 """What one call to a `FakeLLM` does."""
@@ -20,9 +22,10 @@ LLMStep: TypeAlias = str | llm.CompletionResponse | Exception | Sequence[LLMItem
 class FakeLLM(llm.Provider):
     """A language model that follows a script.
 
-    A step is an answer (a string or a response), an exception, or a sequence of strings, chunks
-    and actions. A string that is a step is streamed word by word, with a last chunk that has the
-    finish reason; a sequence is streamed as it is, so an empty one is an empty stream.
+    A step is an answer (a string or a response), an exception, or a sequence of strings, chunks,
+    responses and actions. A string that is a step is streamed word by word, with a last chunk that
+    has the finish reason; a response is streamed as one chunk; a sequence is streamed as it is, so
+    an empty one is an empty stream. `complete()` returns the whole of what would be streamed.
 
     Attributes:
         requests: Requests in the order of the calls.
@@ -63,13 +66,7 @@ class FakeLLM(llm.Provider):
         step = self._script.next_step()
         if isinstance(step, llm.CompletionResponse):
             return step
-        chunks = list(self._chunks(step))
-        return llm.CompletionResponse(
-            content="".join(chunk.content for chunk in chunks),
-            tool_calls=tuple(call for chunk in chunks for call in chunk.tool_calls),
-            finish_reason=chunks[-1].finish_reason if chunks else None,
-            usage=chunks[-1].usage if chunks else None,
-        )
+        return _joined(list(self._chunks(step)))
 
     @override
     def stream_completion(self, request: llm.CompletionRequest) -> FakeStream[llm.Chunk]:
@@ -90,21 +87,48 @@ class FakeLLM(llm.Provider):
         return self._capabilities
 
     def _chunks(self, step: LLMStep) -> Iterator[llm.Chunk]:
-        if isinstance(step, llm.CompletionResponse):
-            yield llm.Chunk(
-                content=step.content,
-                tool_calls=step.tool_calls,
-                finish_reason=step.finish_reason,
-                usage=step.usage,
-            )
-            return
         if isinstance(step, str):
             words = re.findall(r"\S+\s*|\s+", step)
             step = [*words, llm.Chunk(finish_reason="stop")]
-        for item in [step] if isinstance(step, Exception) else step:
+        for item in [step] if isinstance(step, (llm.CompletionResponse, Exception)) else step:
             if isinstance(item, str):
                 yield llm.Chunk(content=item)
             elif isinstance(item, llm.Chunk):
                 yield item
+            elif isinstance(item, llm.CompletionResponse):
+                yield _as_chunk(item)
             else:
                 self._script.act(item)
+
+
+def _as_chunk(response: llm.CompletionResponse) -> llm.Chunk:
+    return llm.Chunk(
+        content=response.content,
+        tool_calls=response.tool_calls,
+        reasoning=response.reasoning,
+        refusal=response.refusal,
+        finish_reason=response.finish_reason,
+        usage=response.usage,
+        model=response.model,
+        id=response.id,
+        extra=response.extra,
+    )
+
+
+def _joined(chunks: Sequence[llm.Chunk]) -> llm.CompletionResponse:
+    return llm.CompletionResponse(
+        content="".join(chunk.content for chunk in chunks),
+        tool_calls=tuple(call for chunk in chunks for call in chunk.tool_calls),
+        reasoning="".join(chunk.reasoning for chunk in chunks),
+        refusal="".join(chunk.refusal for chunk in chunks),
+        finish_reason=_last(chunk.finish_reason for chunk in chunks),
+        usage=_last(chunk.usage for chunk in chunks),
+        model=_last(chunk.model for chunk in chunks),
+        id=_last(chunk.id for chunk in chunks),
+        extra=_last(chunk.extra for chunk in chunks),
+    )
+
+
+def _last(values: Iterable[T | None]) -> T | None:
+    """Return the last value that is not None, if there is one."""
+    return next((value for value in reversed(list(values)) if value is not None), None)

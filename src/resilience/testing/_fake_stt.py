@@ -20,6 +20,7 @@ class FakeSession(stt.SessionHandle):
     Attributes:
         audio: Chunks of audio that were sent.
         keywords: Keywords that were set last.
+        finished: How many times `finish()` was called.
         closed: How many times `close()` was called.
     """
 
@@ -28,6 +29,7 @@ class FakeSession(stt.SessionHandle):
         *finals: STTItem,
         partials: Sequence[STTItem] = (),
         sending: Sequence[Action | None] = (),
+        finishing: Action | None = None,
         clock: ManualClock | None = None,
     ) -> None:
         """Make a session that follows scripts.
@@ -37,14 +39,17 @@ class FakeSession(stt.SessionHandle):
             partials: The same for partial transcripts.
             sending: What sending does before it accepts a chunk: one action for each chunk, the
                 last one for all that follow; None for nothing.
+            finishing: What `finish()` does; None for nothing.
             clock: What `Delay` advances.
         """
         self._script = Script[Action | None](sending or (None,), clock, object)
         self._finals = finals
         self._partials = partials
+        self._finishing = finishing
         self._lock = Lock()
         self.audio: list[bytes] = []
         self.keywords: tuple[stt.Keyword, ...] = ()
+        self.finished: int = 0
         self.closed: int = 0
 
     @override
@@ -65,6 +70,13 @@ class FakeSession(stt.SessionHandle):
     @override
     def set_keywords(self, keywords: Sequence[stt.Keyword]) -> None:
         self.keywords = tuple(keywords)
+
+    def finish(self) -> None:
+        """Record that no more audio comes; the transcripts follow their script as before."""
+        with self._lock:
+            self.finished += 1
+        if self._finishing is not None:
+            self._script.act(self._finishing)
 
     @override
     def close(self) -> None:

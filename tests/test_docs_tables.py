@@ -7,15 +7,23 @@ from typing import Any
 
 import pytest
 
-from resilience import CircuitBreakerConfig, FallbackConfig
+from resilience import CircuitBreakerConfig, FallbackConfig, llm, stt, tts
 
 ROOT = Path(__file__).parent.parent
+VALUES = [
+    (f"{module.__name__.rpartition('.')[2]}.{name}", value)
+    for module in (llm, stt, tts)
+    for name, value in vars(module).items()
+    if dataclasses.is_dataclass(value)
+]
 
 
 def shown(field: dataclasses.Field[Any]) -> str:
     """Return how a table shows the default of a field."""
-    if isinstance(field.default_factory, type):
-        return f"{field.default_factory.__name__}()"
+    if callable(field.default_factory):
+        return f"{getattr(field.default_factory, '__name__', '')}()"
+    if field.default is dataclasses.MISSING:
+        return "required"
     if isinstance(field.default, str):
         return json.dumps(field.default)
     if callable(field.default):
@@ -48,3 +56,11 @@ def test_the_table_has_all_settings(page: str, head: str, config: Any) -> None: 
     expected = [(field.name, shown(field)) for field in dataclasses.fields(config)]
 
     assert rows(page, head) == expected
+
+
+@pytest.mark.parametrize(("name", "value"), VALUES, ids=[name for name, _ in VALUES])
+def test_the_table_has_all_fields(name: str, value: Any) -> None:  # noqa: ANN401
+    """A table of a contract's value has all fields in their order, and their defaults."""
+    expected = [(field.name, shown(field)) for field in dataclasses.fields(value)]
+
+    assert rows("docs/adapters.md", f"| `{name}` | default |") == expected

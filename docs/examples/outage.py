@@ -36,6 +36,7 @@ from resilience import (
     LLMFallback,
     Outcome,
     StateChange,
+    UnsupportedRequestError,
     llm,
 )
 
@@ -58,7 +59,7 @@ class HTTPStatusError(Exception):
 class HttpLLM(llm.Provider):
     """A model behind an OpenAI-compatible server, with one connection for each call.
 
-    Tools and the rest of what such a server can do, or wants to know, are left out.
+    It takes texts only, and refuses tools and attachments.
     """
 
     def __init__(self, host: str, port: int, timeout: float = 5.0) -> None:
@@ -100,6 +101,9 @@ class HttpLLM(llm.Provider):
 
     @contextlib.contextmanager
     def _post(self, request: llm.CompletionRequest, *, stream: bool) -> Generator[HTTPResponse]:
+        if request.tools or any(message.attachments for message in request.messages):
+            msg = "texts only"
+            raise UnsupportedRequestError(msg)
         messages = [{"role": m.role, "content": m.content} for m in request.messages]
         body = {"messages": messages, "max_tokens": request.max_tokens, "stream": stream}
         headers = {"Content-Type": "application/json"}

@@ -6,6 +6,7 @@
     ├── AttemptTimeoutError    one attempt took too long (also a TimeoutError)
     └── EmptyStreamError       a stream ended before its first item
     UnsupportedRequestError    raised by providers: another one may serve this request
+    └── llm.ContextWindowExceededError    the request is too long for this model
 
 All of them survive `pickle` and `copy`, and can be rebuilt from their `args` after these were
 stored as JSON, as the result backends of task queues do.

@@ -188,7 +188,7 @@ class Provider(Protocol):
         """Start a session, and return it when it is ready for audio.
 
         A session is not moved to another provider once it has been returned. So whatever can fail
-        at the beginning (connection, handshake, authorisation) belongs into this call.
+        at the beginning (connection, handshake, authorisation) belongs in this call.
 
         Args:
             config: The audio of the session.

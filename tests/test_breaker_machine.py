@@ -6,7 +6,7 @@
 import math
 import os
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import pytest
 from hypothesis import settings
@@ -22,6 +22,7 @@ from hypothesis.stateful import (
 )
 from typing_extensions import override
 
+from breaker_oracle import BreakerOracle, Change, Permit
 from resilience import CircuitBreaker, CircuitBreakerConfig, CircuitOpenError, StateChange
 from resilience.testing import ManualClock
 
@@ -42,83 +43,6 @@ class UncountedError(Exception):
     """An exception that does not count."""
 
 
-@dataclass
-class Oracle:
-    """A breaker as its description tells it, which does one thing after the other.
-
-    All times are whole seconds, so that both sides calculate exactly.
-    """
-
-    max_failures: int
-    half_open_max: int
-    state: str = "closed"
-    period: int = 0  # a result counts only if this is still what it was at the admission
-    failures: int = 0
-    until: float = 0
-    under_way: int = 0
-    succeeded: int = 0
-    last_admission: float = 0
-    changes: list[tuple[str, str, BaseException | None]] = field(default_factory=list)
-
-    def look(self, now: float) -> str:
-        """Tell the state that a reader sees."""
-        return "half-open" if self.state == "open" and now >= self.until else self.state
-
-    def admit(self, now: float) -> int | None:
-        """Return the period that a call is admitted to, None if it is refused."""
-        if self.look(now) != self.state:
-            self._go("half-open")
-        if self.state == "open":
-            return None
-        if self.state == "half-open":
-            all_taken = self.under_way + self.succeeded >= self.half_open_max
-            if all_taken and now < self.last_admission + RESET_TIMEOUT:
-                return None
-            self.under_way += 1
-            self.last_admission = now
-        return self.period
-
-    def wait(self, now: float) -> float | None:
-        """Tell how long a call that is refused now should wait."""
-        end = self.until if self.state == "open" else self.last_admission + RESET_TIMEOUT
-        return None if end == math.inf else end - now
-
-    def hear(self, period: int, error: BaseException | None, now: float) -> None:
-        """Record how a call ended."""
-        if period != self.period:
-            if isinstance(error, CountedError) and self.state == "open" and now < self.until:
-                self.until = max(self.until, now + (error.wait or 0))
-            return
-        self.under_way -= 1
-        if error is None:
-            self.failures = 0
-            self.succeeded += 1
-            if self.state == "half-open" and self.succeeded >= self.half_open_max:
-                self._go("closed")
-        elif isinstance(error, CountedError):
-            self.failures += 1
-            is_busy = error.wait is not None
-            if self.state == "half-open" or is_busy or self.failures >= self.max_failures:
-                self._go("open", error)
-                self.until = now + max(RESET_TIMEOUT, error.wait or 0)
-
-    def reset(self) -> None:
-        """Close, and forget everything."""
-        self._go("closed")
-
-    def isolate(self) -> None:
-        """Stay open until reset."""
-        self._go("open")
-        self.until = math.inf
-
-    def _go(self, state: str, cause: BaseException | None = None) -> None:
-        if state != self.state:
-            self.changes.append((self.state, state, cause))
-        self.state = state
-        self.period += 1
-        self.failures = self.under_way = self.succeeded = 0
-
-
 ERRORS = st.one_of(
     st.none(),
     st.builds(CountedError),
@@ -131,10 +55,10 @@ ERRORS = st.one_of(
 
 @dataclass
 class Call:
-    """A call under way, and the period that admitted it."""
+    """A call under way, and the permit of the oracle."""
 
     guard: AbstractContextManager[None]
-    period: int
+    permit: Permit
 
 
 class BreakerMachine(RuleBasedStateMachine):
@@ -147,7 +71,7 @@ class BreakerMachine(RuleBasedStateMachine):
         """Make a breaker and its oracle."""
         self.clock = ManualClock()
         self.changes: list[StateChange] = []
-        self.oracle = Oracle(max_failures, half_open_max)
+        self.oracle = BreakerOracle(max_failures, half_open_max, RESET_TIMEOUT, name="model")
         self.breaker = CircuitBreaker(
             CircuitBreakerConfig(
                 name="model",
@@ -164,18 +88,18 @@ class BreakerMachine(RuleBasedStateMachine):
     @rule(target=calls)
     def admit(self) -> object:
         """Begin a call; both admit it, or both refuse it and tell the same wait."""
-        period = self.oracle.admit(self.clock())
+        permit = self.oracle.acquire(self.clock())
         guard = self.breaker.guard()
-        if period is None:
+        if permit is None:
             self._expect_refusal(guard)
             return multiple()
         guard.__enter__()
-        return Call(guard, period)
+        return Call(guard, permit)
 
     @rule(call=consumes(calls), error=ERRORS)
     def end(self, call: Call, error: BaseException | None) -> None:
         """End a call that began at any time."""
-        self.oracle.hear(call.period, error, self.clock())
+        self._record(call.permit, error)
         if error is None:
             call.guard.__exit__(None, None, None)
         else:
@@ -190,11 +114,11 @@ class BreakerMachine(RuleBasedStateMachine):
                 raise error
             return "ok"
 
-        period = self.oracle.admit(self.clock())
-        if period is None:
+        permit = self.oracle.acquire(self.clock())
+        if permit is None:
             self._expect_refusal(self.breaker.guard())
             return
-        self.oracle.hear(period, error, self.clock())
+        self._record(permit, error)
         if error is None:
             assert self.breaker.execute(work) == "ok"
         else:
@@ -222,20 +146,29 @@ class BreakerMachine(RuleBasedStateMachine):
     @invariant()
     def same_state(self) -> None:
         """A reader sees the same state of both."""
-        assert str(self.breaker.state) == self.oracle.look(self.clock())
+        assert str(self.breaker.state) == self.oracle.visible_state(self.clock())
 
     @invariant()
     def same_changes(self) -> None:
         """Both have changed in the same way, for the same causes."""
-        seen = [(str(change.old), str(change.new), change.cause) for change in self.changes]
+        seen = [Change(c.name, str(c.old), str(c.new), c.cause) for c in self.changes]
 
         assert seen == self.oracle.changes
+
+    def _record(self, permit: Permit, error: BaseException | None) -> None:
+        """Record in the oracle how a call ended."""
+        if error is None:
+            self.oracle.record_success(permit)
+        elif isinstance(error, CountedError):
+            self.oracle.record_failure(permit, self.clock(), error, error.wait)
+        else:
+            self.oracle.release(permit)
 
     def _expect_refusal(self, guard: AbstractContextManager[None]) -> None:
         with pytest.raises(CircuitOpenError) as raised:
             guard.__enter__()
         assert raised.value.name == "model"
-        assert raised.value.retry_after == self.oracle.wait(self.clock())
+        assert raised.value.retry_after == self.oracle.retry_after(self.clock())
 
     @override
     def teardown(self) -> None:

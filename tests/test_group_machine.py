@@ -26,6 +26,7 @@ from hypothesis.stateful import (
 )
 from typing_extensions import override
 
+from breaker_oracle import BreakerOracle, Change, Permit
 from resilience import (
     AllFailedError,
     Attempt,
@@ -179,84 +180,11 @@ class World(ABC):
 
 
 @dataclass
-class Breaker:
-    """A breaker as its description tells it; all times are whole seconds."""
-
-    name: str
-    profile: Profile
-    changes: list[tuple[str, str, str]]
-    state: str = "closed"
-    period: int = 0  # a result counts only if this is still what it was at the admission
-    failures: int = 0
-    until: float = 0
-    under_way: int = 0
-    succeeded: int = 0
-    last_admission: float = 0
-
-    def look(self, now: float) -> str:
-        """Tell the state that a reader sees."""
-        return "half-open" if self.state == "open" and now >= self.until else self.state
-
-    def admit(self, now: float) -> int | None:
-        """Return the period that a call is admitted to, None if it is refused."""
-        if self.look(now) != self.state:
-            self.go("half-open")
-        if self.state == "open":
-            return None
-        if self.state == "half-open":
-            if self.is_full() and now < self.last_admission + RESET_TIMEOUT:
-                return None
-            self.last_admission = now
-        self.under_way += 1
-        return self.period
-
-    def is_full(self) -> bool:
-        """Tell whether all slots of a half-open period are in use."""
-        return self.under_way + self.succeeded >= self.profile.half_open_max
-
-    def refusal(self, now: float) -> tuple[str, str, float | None]:
-        """Describe the error for a call that is refused now."""
-        if self.state == "half-open" and not self.is_full():
-            return "open", self.name, 0
-        ends = {"open": self.until, "half-open": self.last_admission + RESET_TIMEOUT}
-        end = ends.get(self.state, now)
-        return "open", self.name, None if end == math.inf else max(0, end - now)
-
-    def hear(self, period: int, outcome: str, error: BaseException | None, now: float) -> None:
-        """Record how a call ended."""
-        wait = getattr(error, "wait", None)
-        if period != self.period:
-            if outcome == "failed" and self.state == "open" and now < self.until:
-                self.until = max(self.until, now + (wait or 0))
-            return
-        self.under_way -= 1
-        if outcome == "succeeded":
-            self.failures = 0
-            self.succeeded += 1
-            if self.state == "half-open" and self.succeeded >= self.profile.half_open_max:
-                self.go("closed")
-        elif outcome == "failed":
-            self.failures += 1
-            is_enough = wait is not None or self.failures >= self.profile.max_failures
-            if self.state == "half-open" or is_enough:
-                self.go("open")
-                self.until = now + max(RESET_TIMEOUT, wait or 0)
-
-    def go(self, state: str) -> None:
-        """Begin a new period."""
-        if state != self.state:
-            self.changes.append((self.name, self.state, state))
-        self.state = state
-        self.period += 1
-        self.failures = self.under_way = self.succeeded = 0
-
-
-@dataclass
 class Call:
     """An attempt that was admitted."""
 
-    breaker: Breaker
-    period: int
+    breaker: BreakerOracle
+    permit: Permit
     started: float
     is_settled: bool = False
 
@@ -280,8 +208,8 @@ class OracleStream:
     """A stream, which is one call at a time."""
 
     plan: Plan
-    breakers: tuple[Breaker, ...]
-    remaining: Iterator[Breaker]
+    breakers: tuple[BreakerOracle, ...]
+    remaining: Iterator[BreakerOracle]
     failures: dict[str, BaseException] = field(default_factory=dict)
     call: Call | None = None
     source: Source | None = None
@@ -299,8 +227,8 @@ class Oracle(World):
         """Make a group of healthy providers."""
         self.profile = profile
         self.now = 0
-        self.breakers: list[Breaker] = []
-        self.changes: list[tuple[str, str, str]] = []
+        self.breakers: list[BreakerOracle] = []
+        self.changes: list[Change] = []
         self.reports: list[object] = []
         self.sources: list[Source] = []
         self.streams: dict[int, OracleStream] = {}
@@ -313,18 +241,24 @@ class Oracle(World):
 
     @override
     def reset(self, number: int) -> None:
-        self.breakers[number % len(self.breakers)].go("closed")
+        self.breakers[number % len(self.breakers)].reset()
 
     @override
     def isolate(self, number: int) -> None:
-        breaker = self.breakers[number % len(self.breakers)]
-        breaker.go("open")
-        breaker.until = math.inf
+        self.breakers[number % len(self.breakers)].isolate()
 
     @override
     def add(self, number: int) -> None:
         if len(self.breakers) < MOST_PROVIDERS:
-            self.breakers.append(Breaker(str(len(self.breakers)), self.profile, self.changes))
+            self.breakers.append(
+                BreakerOracle(
+                    self.profile.max_failures,
+                    self.profile.half_open_max,
+                    RESET_TIMEOUT,
+                    str(len(self.breakers)),
+                    self.changes,
+                )
+            )
 
     @override
     def execute(self, plan: Plan) -> object:
@@ -389,12 +323,16 @@ class Oracle(World):
         self.apply(step.effects)
         return step.error
 
-    def _admit(self, breaker: Breaker) -> Call | None:
-        period = breaker.admit(self.now)
-        if period is None:
-            self._report(breaker, "skipped", breaker.refusal(self.now), 0)
+    def _admit(self, breaker: BreakerOracle) -> Call | None:
+        permit = breaker.acquire(self.now)
+        if permit is None:
+            self._report(breaker, "skipped", self._refusal(breaker), 0)
             return None
-        return Call(breaker, period, self.now)
+        return Call(breaker, permit, self.now)
+
+    def _refusal(self, breaker: BreakerOracle) -> tuple[str, str, float | None]:
+        """Describe the error for a call that is not admitted now."""
+        return "open", breaker.name, breaker.retry_after(self.now)
 
     def _settle(self, call: Call, error: BaseException | None, *, given_up: bool = False) -> bool:
         if call.is_settled:
@@ -402,26 +340,32 @@ class Oracle(World):
         call.is_settled = True
         if given_up or _is_interruption(error):
             outcome = "cancelled"
+            call.breaker.release(call.permit)
         elif error is None:
             outcome = "succeeded"
+            call.breaker.record_success(call.permit)
+        elif isinstance(error, COUNTED):
+            outcome = "failed"
+            delay = getattr(error, "wait", None)
+            call.breaker.record_failure(call.permit, self.now, error, delay)
         else:
-            outcome = "failed" if isinstance(error, COUNTED) else "ignored"
-        call.breaker.hear(call.period, outcome, error, self.now)
+            outcome = "ignored"
+            call.breaker.release(call.permit)
         self._report(call.breaker, outcome, error, self.now - call.started)
         return True
 
-    def _report(self, breaker: Breaker, outcome: str, error: object, duration: float) -> None:
+    def _report(self, breaker: BreakerOracle, outcome: str, error: object, duration: float) -> None:
         if self.profile.reports:
             self.reports.append((breaker.name, outcome, error, duration))
             self.fire()
 
     def _all_failed(
-        self, breakers: tuple[Breaker, ...], failures: dict[str, BaseException]
+        self, breakers: tuple[BreakerOracle, ...], failures: dict[str, BaseException]
     ) -> object:
         reasons: dict[str, object] = {}
         for breaker in breakers:
-            reasons[breaker.name] = failures.get(breaker.name, breaker.refusal(self.now))
-        waits = [breaker.refusal(self.now)[2] for breaker in breakers]
+            reasons[breaker.name] = failures.get(breaker.name, self._refusal(breaker))
+        waits = [breaker.retry_after(self.now) for breaker in breakers]
         retry_after = min((wait for wait in waits if wait is not None), default=None)
         return "all failed", list(reasons.items()), reasons[breakers[-1].name], retry_after
 
@@ -436,7 +380,9 @@ class Oracle(World):
                 return error
         return self._all_failed(stream.breakers, stream.failures)
 
-    def _open(self, stream: OracleStream, breaker: Breaker, *, fetch: bool) -> BaseException | None:
+    def _open(
+        self, stream: OracleStream, breaker: BreakerOracle, *, fetch: bool
+    ) -> BaseException | None:
         script = stream.plan.script(breaker.name)
         early, later = script.items[: script.early()], script.items[script.early() :]
         stream.source = None
@@ -530,7 +476,7 @@ class Real(World):
     def __init__(self, profile: Profile) -> None:
         """Make a group of healthy providers."""
         self.clock = ManualClock()
-        self.changes: list[tuple[str, str, str]] = []
+        self.changes: list[Change] = []
         self.reports: list[object] = []
         self.sources: list[FakeStream[str] | Owner | Generator[str, None, None]] = []
         self.streams: dict[int, Stream[str]] = {}
@@ -643,7 +589,7 @@ class Real(World):
             raise ValueError  # is logged, and harms nothing
 
     def _on_change(self, change: StateChange) -> None:
-        self.changes.append((change.name, str(change.old), str(change.new)))
+        self.changes.append(Change(change.name, str(change.old), str(change.new), change.cause))
 
 
 def nearest(number: int, streams: Iterable[int]) -> int:
@@ -818,7 +764,7 @@ class GroupMachine(RuleBasedStateMachine):
     def same_states(self) -> None:
         """A reader sees the same breakers in the same states, and the same time."""
         now = self.oracle.now
-        expected = [(breaker.name, breaker.look(now)) for breaker in self.oracle.breakers]
+        expected = [(breaker.name, breaker.visible_state(now)) for breaker in self.oracle.breakers]
         breakers = self.real.group.breakers
 
         assert [(name, str(breaker.state)) for name, breaker in breakers.items()] == expected

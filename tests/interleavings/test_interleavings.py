@@ -8,15 +8,8 @@ from collections.abc import Callable, Mapping
 
 import pytest
 
-from interleavings.oracle import (
-    HALF_OPEN_MAX,
-    MAX_FAILURES,
-    RESET_TIMEOUT,
-    Operation,
-    Oracle,
-    does_the_same,
-    is_explained,
-)
+from breaker_oracle import BreakerOracle, Change, Permit
+from interleavings.histories import Operation, does_the_same, is_explained
 from interleavings.schedules import CooperativeLock, Stepper, explore
 from resilience import (
     CircuitBreaker,
@@ -27,6 +20,10 @@ from resilience import (
 from resilience._breaker import breaker as breaker_module
 from resilience._breaker import events, periods
 from resilience.testing import ManualClock
+
+MAX_FAILURES = 2
+HALF_OPEN_MAX = 2
+RESET_TIMEOUT = 10
 
 STATE = {str(breaker_module.__file__): frozenset({"_period", "failures"})}
 """What is read without the lock to admit calls and to record outcomes."""
@@ -91,20 +88,20 @@ class Case:
     ) -> None:
         """Prepare both, and start the threads."""
         self.clock = ManualClock()
-        self.told: list[tuple[str, str]] = []
+        self.changes: list[Change] = []
         config = CircuitBreakerConfig(
             max_failures=MAX_FAILURES,
             half_open_max=HALF_OPEN_MAX,
             reset_timeout=RESET_TIMEOUT,
             clock=self.clock,
-            on_state_change=self._tell,
+            on_state_change=self._on_change,
         )
         self.breaker = CircuitBreaker(config)
         self.lock = CooperativeLock()
         self.breaker._events._lock = self.lock  # type: ignore[assignment]
         self.permits: dict[str, periods.Permit] = {}
-        self.oracle = Oracle()
-        self.known: dict[str, int] = {}
+        self.oracle = BreakerOracle(MAX_FAILURES, HALF_OPEN_MAX, RESET_TIMEOUT)
+        self.known: dict[str, Permit] = {}
         for action in prepared:
             self._prepare(action)
         self.history: list[Operation] = []
@@ -114,7 +111,7 @@ class Case:
     def check(self) -> None:
         """Look for an order that explains what happened."""
         now = self.clock()
-        final = (str(self.breaker.state), self.told)
+        final = (str(self.breaker.state), self.changes)
 
         assert is_explained(self.history, self.oracle, self.known, now, final), self.history
         self.lock.stepper = None
@@ -193,8 +190,9 @@ class Case:
             breaker.isolate()
         return None
 
-    def _tell(self, change: StateChange) -> None:
-        self.told.append((str(change.old), str(change.new)))
+    def _on_change(self, change: StateChange) -> None:
+        cause = None if change.cause is None else type(change.cause)
+        self.changes.append(Change(change.name, str(change.old), str(change.new), cause))
 
 
 def _schedules(

@@ -31,7 +31,7 @@ RESET_TIMEOUT = 10
 
 
 class CountedError(Exception):
-    """A failure that counts, perhaps with the provider's word on how long to stay away."""
+    """A failure that counts, and may ask for a delay."""
 
     def __init__(self, wait: float | None = None) -> None:
         """Fail, and ask for so many seconds."""
@@ -43,11 +43,12 @@ class UncountedError(Exception):
     """An exception that does not count."""
 
 
+WAITS = st.sampled_from([0, 5, RESET_TIMEOUT, 25, math.inf])
 ERRORS = st.one_of(
     st.none(),
     st.builds(CountedError),
     st.builds(CountedError),
-    st.builds(CountedError, st.sampled_from([0, 5, RESET_TIMEOUT, 25, math.inf])),
+    st.builds(CountedError, WAITS),
     st.builds(UncountedError),
     st.sampled_from([KeyboardInterrupt, SystemExit, GeneratorExit]).map(lambda kind: kind()),
 )
@@ -125,6 +126,21 @@ class BreakerMachine(RuleBasedStateMachine):
             with pytest.raises(type(error)) as raised:
                 self.breaker.execute(work)
             assert raised.value is error
+
+    @rule(waits=st.lists(st.none() | WAITS, min_size=2, max_size=3))
+    def overload(self, waits: list[float | None]) -> None:
+        """Have calls that run at the same time all fail; each may ask for another delay."""
+        calls = [self.admit() for _ in waits]
+        for call, wait in zip(calls, waits, strict=True):
+            if isinstance(call, Call):
+                self.end(call, CountedError(wait))
+
+    @rule(failures=st.integers(1, 3))
+    def outage(self, failures: int) -> None:
+        """Fail so many times in a row, and let the time pass after which probes are admitted."""
+        for _ in range(failures):
+            self.execute(CountedError())
+        self.advance(RESET_TIMEOUT)
 
     @rule(seconds=st.sampled_from([1, 5, RESET_TIMEOUT - 1, RESET_TIMEOUT, RESET_TIMEOUT, 25]))
     def advance(self, seconds: int) -> None:

@@ -41,8 +41,9 @@ CLOSED: Script = ()
 SHAKY: Script = ("acquire w", "acquire x", "acquire y", "fail y")
 DUE: Script = ("acquire w", "acquire x", "acquire y", "fail y", "fail x", "advance")
 PROBING: Script = (*DUE, "acquire p")
-ALMOST_CLOSED: Script = (*PROBING, "acquire q", "succeed p")
-HUNG: Script = (*PROBING, "acquire q", "advance")
+FULL: Script = (*PROBING, "acquire q")
+ALMOST_CLOSED: Script = (*FULL, "succeed p")
+HUNG: Script = (*FULL, "advance")
 
 QUICK: list[tuple[Script, tuple[Script, ...]]] = [
     (CLOSED, (("acquire a", "fail a"), ("acquire b", "fail b"))),
@@ -50,6 +51,7 @@ QUICK: list[tuple[Script, tuple[Script, ...]]] = [
     (SHAKY, (("fail w", "state"), ("acquire a", "succeed a"))),
     (SHAKY, (("fail w",), ("isolate", "state"))),
     (PROBING, (("succeed p", "state"), ("acquire a", "succeed a"))),
+    (FULL, (("release p",), ("acquire a",), ("acquire b",))),
     (ALMOST_CLOSED, (("succeed q",), ("acquire a",), ("state",))),
     (ALMOST_CLOSED, (("fail q",), ("reset", "state"))),
     (HUNG, (("acquire a",), ("acquire b",), ("succeed p",))),

@@ -14,6 +14,7 @@ class Permit(NamedTuple):
     """What admits a call: the number of the period that it belongs to."""
 
     period: int
+    is_forced: bool = False
 
 
 class Change(NamedTuple):
@@ -31,6 +32,7 @@ class BreakerOracle:
 
     A call begins with `acquire`, which returns a permit, and ends with `record_success`,
     `record_failure` or `release`. Each method that depends on the time takes it as `now`.
+    `force` begins a call that is made although the breaker is open.
     """
 
     max_failures: int
@@ -46,6 +48,13 @@ class BreakerOracle:
     successes: int = 0
     last_admission: float = 0
     open_until: float = 0
+    max_reset_timeout: float = 0  # up to which open periods grow; 0 if they do not
+    open_seconds: float = 0  # of the last open period, without what a provider has asked for
+    is_isolated: bool = False
+    # What only a snapshot shows.
+    failures_in_a_row: int = 0
+    opened_count: int = 0
+    last_failure: tuple[str, float] | None = None  # its type, and when
 
     def copy(self) -> "BreakerOracle":
         """Return a breaker in the same state."""
@@ -67,55 +76,107 @@ class BreakerOracle:
 
     def acquire(self, now: float) -> Permit | None:
         """Begin a call; None if it is not admitted."""
-        if self.state == "open" and now >= self.open_until:
-            self._enter("half-open")
+        self._end_if_elapsed(now)
         if self.state == "open":
             return None
         if self.state == "half-open" and self._slots_are_taken():
             probes_hang = now >= self.last_admission + self.reset_timeout
             if not probes_hang:
                 return None
-        self.last_admission = now
-        self.under_way += 1
-        return Permit(self.period)
+        return self._admit(now)
+
+    def force(self, now: float) -> Permit | None:
+        """Begin a call in any state; None if the breaker is isolated."""
+        self._end_if_elapsed(now)
+        if self.state != "open":
+            return self._admit(now)
+        return None if self.is_isolated else Permit(self.period, is_forced=True)
 
     def record_success(self, permit: Permit) -> None:
         """End a call that has succeeded."""
         if permit.period != self.period:
             return
-        self.under_way -= 1
+        if permit.is_forced:
+            self._enter("half-open")
+        else:
+            self.under_way -= 1
         self.successes += 1
-        self.failures = 0
+        self.failures = self.failures_in_a_row = 0
         if self.state == "half-open" and self.successes >= self.half_open_max:
             self._enter("closed")
 
     def record_failure(
         self, permit: Permit, now: float, cause: object, delay: float | None = None
     ) -> None:
-        """End a call that has failed; its provider may ask for a delay of so many seconds."""
+        """End a call that has failed; its provider may ask for a delay of so many seconds.
+
+        The cause is an exception, or only its type.
+        """
         if permit.period != self.period:
+            self._lengthen(now, delay)
+            return
+        kind = cause if isinstance(cause, type) else type(cause)
+        self.last_failure = (kind.__name__, now)
+        if permit.is_forced:
             self._lengthen(now, delay)
             return
         self.under_way -= 1
         self.failures += 1
+        self.failures_in_a_row += 1
         is_delayed = delay is not None
         if self.state == "half-open" or is_delayed or self.failures >= self.max_failures:
-            self._enter("open", cause)
-            self.open_until = now + max(self.reset_timeout, delay or 0)
+            longest = max(self.max_reset_timeout, self.reset_timeout)
+            grown = min(2 * self.open_seconds, longest)
+            self._open(grown if self.state == "half-open" else self.reset_timeout, now, cause)
+            self._lengthen(now, delay)
 
     def release(self, permit: Permit) -> None:
         """End a call that has neither succeeded nor failed."""
-        if permit.period == self.period:
+        if permit.period == self.period and not permit.is_forced:
             self.under_way -= 1
 
     def reset(self) -> None:
         """Close, and forget everything."""
         self._enter("closed")
+        self.failures_in_a_row = self.opened_count = 0
+        self.last_failure = None
 
-    def isolate(self) -> None:
-        """Open until `reset`."""
-        self._enter("open")
-        self.open_until = math.inf
+    def isolate(self, now: float = 0, seconds: float = math.inf) -> None:
+        """Open for so many seconds, or until `reset`."""
+        self._open(self.reset_timeout, now)
+        self.open_until = now + seconds
+        self.is_isolated = True
+        self.failures_in_a_row = 0
+
+    def snapshot(self, now: float) -> tuple[object, ...]:
+        """Return what the fields of a `Snapshot` say, in their order."""
+        kind, time = self.last_failure or (None, now)
+        return (
+            self.name,
+            self.visible_state(now),
+            self.failures_in_a_row,
+            self.retry_after(now),
+            self.under_way if self.state == "half-open" else 0,
+            self.opened_count,
+            kind,
+            None if kind is None else now - time,
+        )
+
+    def _admit(self, now: float) -> Permit:
+        self.last_admission = now
+        self.under_way += 1
+        return Permit(self.period)
+
+    def _end_if_elapsed(self, now: float) -> None:
+        if self.state == "open" and now >= self.open_until:
+            self._enter("half-open")
+
+    def _open(self, seconds: float, now: float, cause: object = None) -> None:
+        self.opened_count += self.state != "open"
+        self._enter("open", cause)
+        self.open_seconds = seconds
+        self.open_until = now + seconds
+        self.is_isolated = False
 
     def _slots_are_taken(self) -> bool:
         return self.under_way + self.successes >= self.half_open_max

@@ -3,10 +3,12 @@
 `RESILIENCE_LONG=1` makes many more runs.
 """
 
+import dataclasses
 import math
 import os
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from types import TracebackType
 
 import pytest
 from hypothesis import settings
@@ -23,7 +25,14 @@ from hypothesis.stateful import (
 from typing_extensions import override
 
 from breaker_oracle import BreakerOracle, Change, Permit
-from resilience import CircuitBreaker, CircuitBreakerConfig, CircuitOpenError, StateChange
+from resilience import (
+    CircuitBreaker,
+    CircuitBreakerConfig,
+    CircuitOpenError,
+    State,
+    StateChange,
+)
+from resilience._breaker import periods
 from resilience.testing import ManualClock
 
 RUNS = 20_000 if "RESILIENCE_LONG" in os.environ else 300
@@ -62,23 +71,56 @@ class Call:
     permit: Permit
 
 
+class Forced(AbstractContextManager[None]):
+    """A call that is made although the breaker is open."""
+
+    def __init__(self, breaker: CircuitBreaker, permit: periods.Permit) -> None:
+        """End the call with a permit."""
+        self._breaker = breaker
+        self._permit = permit
+
+    @override
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Record the outcome."""
+        if exc is None:
+            self._breaker._record_success(self._permit)
+        else:
+            self._breaker._record_failure(self._permit, exc)
+
+
 class BreakerMachine(RuleBasedStateMachine):
     """Calls overlap, and end in any order, or never."""
 
     calls = Bundle("calls")
 
-    @initialize(max_failures=st.integers(1, 3), half_open_max=st.integers(1, 3))
-    def begin(self, max_failures: int, half_open_max: int) -> None:
+    @initialize(
+        max_failures=st.integers(1, 3),
+        half_open_max=st.integers(1, 3),
+        max_reset_timeout=st.sampled_from([0, RESET_TIMEOUT, 25, 80]),
+    )
+    def begin(self, max_failures: int, half_open_max: int, max_reset_timeout: int) -> None:
         """Make a breaker and its oracle."""
         self.clock = ManualClock()
         self.changes: list[StateChange] = []
-        self.oracle = BreakerOracle(max_failures, half_open_max, RESET_TIMEOUT, name="model")
+        self.oracle = BreakerOracle(
+            max_failures,
+            half_open_max,
+            RESET_TIMEOUT,
+            name="model",
+            max_reset_timeout=max_reset_timeout,
+        )
         self.breaker = CircuitBreaker(
             CircuitBreakerConfig(
                 name="model",
                 max_failures=max_failures,
                 half_open_max=half_open_max,
                 reset_timeout=RESET_TIMEOUT,
+                max_reset_timeout=max_reset_timeout,
                 failure_on=CountedError,
                 retry_after=lambda error: error.wait if isinstance(error, CountedError) else None,
                 on_state_change=self.changes.append,
@@ -96,6 +138,16 @@ class BreakerMachine(RuleBasedStateMachine):
             return multiple()
         guard.__enter__()
         return Call(guard, permit)
+
+    @rule(target=calls)
+    def force(self) -> object:
+        """Begin a call in any state, unless it is isolated."""
+        permit = self.oracle.force(self.clock())
+        forced = self.breaker._try_force()
+        assert (forced is None) == (permit is None)
+        if permit is None or forced is None:
+            return multiple()
+        return Call(Forced(self.breaker, forced), permit)
 
     @rule(call=consumes(calls), error=ERRORS)
     def end(self, call: Call, error: BaseException | None) -> None:
@@ -153,16 +205,24 @@ class BreakerMachine(RuleBasedStateMachine):
         self.oracle.reset()
         self.breaker.reset()
 
-    @rule()
-    def isolate(self) -> None:
-        """Isolate both."""
-        self.oracle.isolate()
-        self.breaker.isolate()
+    @rule(seconds=st.sampled_from([None, 0, 5, RESET_TIMEOUT, 25]))
+    def isolate(self, seconds: int | None) -> None:
+        """Isolate both, for some time or until they are reset."""
+        self.oracle.isolate(self.clock(), math.inf if seconds is None else seconds)
+        self.breaker.isolate(seconds)
 
     @invariant()
     def same_state(self) -> None:
         """A reader sees the same state of both."""
         assert str(self.breaker.state) == self.oracle.visible_state(self.clock())
+
+    @invariant()
+    def same_snapshot(self) -> None:
+        """A snapshot of both is the same, and changes nothing."""
+        seen = dataclasses.astuple(self.breaker.snapshot())
+        seen = tuple(str(each) if isinstance(each, State) else each for each in seen)
+
+        assert seen == self.oracle.snapshot(self.clock())
 
     @invariant()
     def same_changes(self) -> None:

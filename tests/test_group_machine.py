@@ -116,6 +116,7 @@ class Profile:
     half_open_max: int
     reports: bool
     predicates: bool
+    tries_all: bool
     attempt_timeout: int
 
 
@@ -210,6 +211,7 @@ class OracleStream:
     plan: Plan
     breakers: tuple[BreakerOracle, ...]
     remaining: Iterator[BreakerOracle]
+    is_forced: bool = False
     failures: dict[str, BaseException] = field(default_factory=dict)
     call: Call | None = None
     source: Source | None = None
@@ -264,17 +266,20 @@ class Oracle(World):
     def execute(self, plan: Plan) -> object:
         breakers = tuple(self.breakers)
         failures: dict[str, BaseException] = {}
-        for breaker in breakers:
-            call = self._admit(breaker)
-            if call is None:
-                continue
-            error = self._perform(plan.script(breaker.name).call)
-            self._settle(call, error)
-            if error is None:
-                return breaker.name
-            if not isinstance(error, MOVING):
-                return error
-            failures[breaker.name] = error
+        for force in (False, True) if self.profile.tries_all else (False,):
+            if failures:
+                break
+            for breaker in breakers:
+                call = self._admit(breaker, force=force)
+                if call is None:
+                    continue
+                error = self._perform(plan.script(breaker.name).call)
+                self._settle(call, error)
+                if error is None:
+                    return breaker.name
+                if not isinstance(error, MOVING):
+                    return error
+                failures[breaker.name] = error
         return self._all_failed(breakers, failures)
 
     @override
@@ -323,8 +328,10 @@ class Oracle(World):
         self.apply(step.effects)
         return step.error
 
-    def _admit(self, breaker: BreakerOracle) -> Call | None:
-        permit = breaker.acquire(self.now)
+    def _admit(self, breaker: BreakerOracle, *, force: bool) -> Call | None:
+        permit = breaker.force(self.now) if force else breaker.acquire(self.now)
+        if permit is None and force:
+            return None  # it was reported when the call was not forced yet
         if permit is None:
             self._report(breaker, "skipped", self._refusal(breaker), 0)
             return None
@@ -372,13 +379,16 @@ class Oracle(World):
     def _begin(self, stream: OracleStream, *, fetch: bool) -> object:
         """Try the providers that are left; return what the caller is told if none serves."""
         for breaker in stream.remaining:
-            stream.call = self._admit(breaker)
+            stream.call = self._admit(breaker, force=stream.is_forced)
             if stream.call is None:
                 continue
             error = self._open(stream, breaker, fetch=fetch)
             if error is None or not self._goes_on(stream, error):
                 return error
-        return self._all_failed(stream.breakers, stream.failures)
+        if stream.failures or stream.is_forced or not self.profile.tries_all:
+            return self._all_failed(stream.breakers, stream.failures)
+        stream.is_forced, stream.remaining = True, iter(stream.breakers)
+        return self._begin(stream, fetch=fetch)
 
     def _open(
         self, stream: OracleStream, breaker: BreakerOracle, *, fetch: bool
@@ -494,6 +504,7 @@ class Real(World):
             fallback_on=(lambda e: isinstance(e, MOVING)) if profile.predicates else MOVING,
             on_attempt=self._on_attempt if profile.reports else None,
             attempt_timeout=profile.attempt_timeout,
+            when_all_open="try" if profile.tries_all else "fail",
         )
         self.group = FallbackGroup("0", "0", config)
         for number in range(1, profile.providers):
@@ -694,6 +705,7 @@ class GroupMachine(RuleBasedStateMachine):
             half_open_max=st.integers(1, 3),
             reports=st.sampled_from([True, True, True, False]),
             predicates=st.booleans(),
+            tries_all=st.booleans(),
             # Seldom, since it makes threads. Nothing takes so long.
             attempt_timeout=st.sampled_from([0] * 15 + [60]),
         )

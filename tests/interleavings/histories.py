@@ -5,6 +5,9 @@ from dataclasses import dataclass
 
 from breaker_oracle import BreakerOracle, Change, Permit
 
+DELAY = 25
+"""Seconds for which a provider asks in the operation "delay"."""
+
 
 @dataclass(frozen=True)
 class Operation:
@@ -50,17 +53,21 @@ def does_the_same(
     oracle: BreakerOracle, permits: dict[str, Permit], operation: Operation, now: float
 ) -> bool:
     """Apply an operation to the oracle, and return whether the result is the same."""
-    if operation.name == "acquire":
-        permit = oracle.acquire(now)
+    if operation.name in {"acquire", "force"}:
+        permit = oracle.acquire(now) if operation.name == "acquire" else oracle.force(now)
         if permit is not None:
             permits[operation.permit] = permit
         return operation.result == (permit is not None)
     if operation.name == "state":
         return operation.result == oracle.visible_state(now)
+    if operation.name == "snapshot":
+        return operation.result == oracle.snapshot(now)
     if operation.name == "succeed":
         oracle.record_success(permits[operation.permit])
     elif operation.name == "fail":
         oracle.record_failure(permits[operation.permit], now, ConnectionError)
+    elif operation.name == "delay":
+        oracle.record_failure(permits[operation.permit], now, ConnectionError, DELAY)
     elif operation.name == "release":
         oracle.release(permits[operation.permit])
     elif operation.name == "reset":

@@ -3,18 +3,20 @@
 The quick cases run with the other tests; `RESILIENCE_LONG=1` adds the long ones.
 """
 
+import dataclasses
 import os
 from collections.abc import Callable, Mapping
 
 import pytest
 
 from breaker_oracle import BreakerOracle, Change, Permit
-from interleavings.histories import Operation, does_the_same, is_explained
+from interleavings.histories import DELAY, Operation, does_the_same, is_explained
 from interleavings.schedules import CooperativeLock, Stepper, explore
 from resilience import (
     CircuitBreaker,
     CircuitBreakerConfig,
     CircuitOpenError,
+    State,
     StateChange,
 )
 from resilience._breaker import breaker as breaker_module
@@ -25,7 +27,7 @@ MAX_FAILURES = 2
 HALF_OPEN_MAX = 2
 RESET_TIMEOUT = 10
 
-STATE = {str(breaker_module.__file__): frozenset({"_period", "failures"})}
+STATE = {str(breaker_module.__file__): frozenset({"_period", "failures", "until"})}
 """What is read without the lock to admit calls and to record outcomes."""
 
 EVENTS = {**STATE, str(events.__file__): frozenset({"_announcer"})}
@@ -39,6 +41,7 @@ Script = tuple[str, ...]
 
 CLOSED: Script = ()
 SHAKY: Script = ("acquire w", "acquire x", "acquire y", "fail y")
+OPEN: Script = ("acquire w", "acquire x", "acquire y", "fail y", "fail x")
 DUE: Script = ("acquire w", "acquire x", "acquire y", "fail y", "fail x", "advance")
 PROBING: Script = (*DUE, "acquire p")
 FULL: Script = (*PROBING, "acquire q")
@@ -57,6 +60,10 @@ QUICK: list[tuple[Script, tuple[Script, ...]]] = [
     (HUNG, (("acquire a",), ("acquire b",), ("succeed p",))),
     (SHAKY, (("work a",), ("fail w",))),
     (ALMOST_CLOSED, (("work a",), ("succeed q",))),
+    (SHAKY, (("fail w",), ("snapshot",), ("snapshot",))),
+    (OPEN, (("force a", "succeed a"), ("force b", "succeed b"))),
+    (OPEN, (("force a", "delay a"), ("delay w", "snapshot"))),
+    (FULL, (("force a", "fail a"), ("succeed p", "snapshot"))),
 ]
 
 ANNOUNCING: list[tuple[Script, tuple[Script, ...]]] = [
@@ -76,6 +83,8 @@ LONG: list[tuple[Script, tuple[Script, ...]]] = [
     (SHAKY, (("work a",), ("break b",))),
     (DUE, (("work a",), ("work b",))),
     (SHAKY, (("work a",), ("fail w",), ("state",))),
+    (OPEN, (("force a", "succeed a"), ("acquire b",), ("reset",))),
+    (OPEN, (("force a", "succeed a"), ("delay w",), ("state",))),
 ]
 
 
@@ -95,6 +104,7 @@ class Case:
             max_failures=MAX_FAILURES,
             half_open_max=HALF_OPEN_MAX,
             reset_timeout=RESET_TIMEOUT,
+            retry_after=lambda error: DELAY if error.args else None,
             clock=self.clock,
             on_state_change=self._on_change,
         )
@@ -134,9 +144,7 @@ class Case:
                 if name in {"work", "break"}:
                     self._execute(name, permit)
                     continue
-                if name not in {"acquire", "state", "reset", "isolate"} and (
-                    permit not in self.permits
-                ):
+                if permit not in self.permits and name in {"succeed", "fail", "delay", "release"}:
                     continue  # was not admitted
                 begin = self._begin()
                 self._end(name, permit, self._do(name, permit), begin)
@@ -173,17 +181,22 @@ class Case:
 
     def _do(self, name: str, permit: str) -> object:
         breaker = self.breaker
-        if name == "acquire":
-            admitted = breaker._try_acquire()
+        if name in {"acquire", "force"}:
+            admitted = breaker._try_acquire() if name == "acquire" else breaker._try_force()
             if admitted is not None:
                 self.permits[permit] = admitted
             return admitted is not None
         if name == "state":
             return str(breaker.state)
+        if name == "snapshot":
+            seen = dataclasses.astuple(breaker.snapshot())
+            return tuple(str(each) if isinstance(each, State) else each for each in seen)
         if name == "succeed":
             breaker._record_success(self.permits[permit])
         elif name == "fail":
             breaker._record_failure(self.permits[permit], ConnectionError())
+        elif name == "delay":
+            breaker._record_failure(self.permits[permit], ConnectionError("busy"))
         elif name == "release":
             breaker._release(self.permits[permit])
         elif name == "reset":

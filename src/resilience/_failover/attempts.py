@@ -369,7 +369,8 @@ class Attempts(Generic[T]):
         for member in self._remaining:
             permit = self._acquire(member.breaker)
             if permit is None:
-                member.skip(self._operation)
+                if not self._is_forced:  # else it was reported before
+                    member.skip(self._operation)
                 continue
             call: Call[T] | None = None
             try:

@@ -14,7 +14,6 @@ import pytest
 
 from resilience import (
     AllFailedError,
-    CircuitBreaker,
     FallbackConfig,
     LLMFallback,
     STTFallback,

@@ -25,7 +25,9 @@ from resilience import (
     CircuitBreakerConfig,
     CircuitOpenError,
     FallbackConfig,
+    FallbackGroup,
     LLMFallback,
+    Session,
     State,
     StateChange,
     STTFallback,
@@ -164,7 +166,7 @@ class ActAt:
         """Wait for so many places."""
         self.left = place
         self._act = act
-        self._last: dict[FrameType, int] = {}
+        self.last: dict[FrameType, int] = {}
 
     def __call__(self, frame: FrameType, event: str, _arg: object) -> "TraceFunction | None":
         """Count one more place."""
@@ -172,14 +174,14 @@ class ActAt:
             return None
         frame.f_trace_opcodes = True
         if event == "opcode":
-            last = self._last.get(frame, -1)
-            self._last[frame] = frame.f_lasti
+            last = self.last.get(frame, -1)
+            self.last[frame] = frame.f_lasti
             if last >= 0 and frame.f_code.co_code[last] in PLACES:
                 self.left -= 1
                 if self.left == 0:
                     self._act()
         elif event == "return":
-            self._last.pop(frame, None)
+            self.last.pop(frame, None)
         return self
 
 
@@ -196,6 +198,7 @@ def _trace(tracer: ActAt, scenario: Callable[[], None]) -> None:
     finally:
         sys.settrace(before)
         gc.enable()
+        tracer.last.clear()  # which holds the frames that were interrupted, and what these hold
 
 
 def _interrupt_everywhere(application: Application, scenario: Callable[[], None]) -> int:
@@ -252,6 +255,33 @@ def test_no_change_is_lost_by_an_interruption() -> None:
     )
 
     assert len(list(places)) > 20
+
+
+def _open_session(place: int) -> bool:
+    """Interrupt the opening of a session; False if there is no such place."""
+    opened: list[FakeSession] = []
+
+    def connect(_provider: str) -> FakeSession:
+        opened.append(FakeSession())
+        return opened[-1]
+
+    sessions: list[Session[FakeSession]] = []
+    group = FallbackGroup("a", "a")
+    tracer = ActAt(place, lambda: interrupt(threading.get_ident()))
+    with contextlib.suppress(Interruption):
+        _trace(tracer, lambda: sessions.append(group.session(connect)))
+
+    # One that has arrived is the caller's; any other was closed.
+    assert sum(each.closed for each in opened) == len(opened) - len(sessions)
+    return tracer.left <= 0
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_no_session_is_left_open_by_an_interruption() -> None:
+    """A session whose opening is interrupted is closed, if its provider has already opened it."""
+    places = next(place for place in itertools.count(1) if not _open_session(place))
+
+    assert places > 20
 
 
 def _use_at(place: int, action: str) -> bool:

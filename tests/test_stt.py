@@ -21,8 +21,8 @@ from resilience import (
     STTFallback,
     stt,
 )
-from resilience._failover.session import Session
 from resilience._failover.attempts import Attempts
+from resilience._failover.session import Session
 from resilience.testing import Delay, FakeSession, FakeSTT, ManualClock
 
 CONFIG = stt.StreamConfig(language="en-US")
@@ -529,3 +529,99 @@ def test_slow_start_is_part_of_the_duration() -> None:
     group.start_stream(CONFIG).close()
 
     assert [attempt.duration for attempt in attempts] == [2]
+
+
+class TestFinish:
+    """After `finish()` no more audio comes, and the transcripts end after the last words."""
+
+    def test_tells_the_provider(self) -> None:
+        """It is passed on, and settles nothing."""
+        inner = FakeSession("last words")
+        recognisers = Recognisers(FakeSTT(inner))
+
+        with recognisers.group.start_stream(CONFIG) as session:
+            session.send_audio(b"audio")
+            session.finish()
+            assert [each.text for each in session.finals()] == ["last words"]
+            assert recognisers.outcomes() == []
+
+        assert inner.finished == 1
+        assert recognisers.outcomes() == [Outcome.SUCCEEDED]
+
+    def test_a_failure_in_the_last_words_counts(self) -> None:
+        """A recogniser that works at the end and dies there opens its breaker."""
+        recognisers = Recognisers(FakeSTT(FakeSession("last", ConnectionError())))
+
+        with recognisers.group.start_stream(CONFIG) as session:
+            session.finish()
+            with pytest.raises(ConnectionError):
+                list(session.finals())
+
+        assert recognisers.outcomes() == [Outcome.FAILED]
+        assert recognisers.state is State.OPEN
+
+    def test_finish_itself_may_fail(self) -> None:
+        """An exception of `finish()` counts like one of sending."""
+        recognisers = Recognisers(FakeSTT(FakeSession(finishing=ConnectionError())))
+
+        with (
+            recognisers.group.start_stream(CONFIG) as session,
+            pytest.raises(ConnectionError),
+        ):
+            session.finish()
+
+        assert recognisers.outcomes() == [Outcome.FAILED]
+
+    def test_a_provider_without_it(self) -> None:
+        """Where the provider's session has no `finish()`, it does nothing."""
+
+        class Plain(stt.SessionHandle):
+            @override
+            def send_audio(self, audio: bytes) -> None:
+                pass
+
+            @override
+            def partials(self) -> Iterable[stt.Transcript]:
+                return ()
+
+            finals = partials
+
+            @override
+            def set_keywords(self, keywords: Sequence[stt.Keyword]) -> None:
+                pass
+
+            @override
+            def close(self) -> None:
+                pass
+
+        class Recogniser(stt.Provider):
+            @override
+            def start_stream(self, config: stt.StreamConfig) -> stt.SessionHandle:
+                return Plain()
+
+        recognisers = Recognisers(Recogniser())
+
+        with recognisers.group.start_stream(CONFIG) as session:
+            session.finish()
+
+        assert recognisers.outcomes() == [Outcome.SUCCEEDED]
+
+
+def test_the_providers_own_methods() -> None:
+    """What the contract does not name is reached by `execute` and `stream`."""
+
+    def refuse(_handle: stt.SessionHandle) -> NoReturn:
+        raise ConnectionError
+
+    inner = FakeSession()
+    recognisers = Recognisers(FakeSTT(inner))
+
+    with recognisers.group.start_stream(CONFIG) as session:
+        assert session.handle is inner
+        assert session.execute(lambda handle: handle is inner)
+        assert list(session.stream(lambda _: ["event"])) == ["event"]
+        with pytest.raises(ConnectionError):
+            session.execute(refuse)
+
+    assert recognisers.outcomes() == [Outcome.FAILED]
+    assert repr(session) == "<STTSession provider='0' closed>"

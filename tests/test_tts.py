@@ -818,3 +818,28 @@ def test_voices_are_listed_and_cloned_by_the_first_healthy_provider() -> None:
 
     assert group.list_voices() == (VOICE,)
     assert group.clone_voice([b"one", b"two"]).id == "clone-of-2"
+
+
+class TestVoice:
+    """The stream says which voice speaks."""
+
+    def test_after_failover(self) -> None:
+        """It is the voice of the provider that serves, with its sample rate and encoding."""
+        own = tts.VoiceProfile(id="own", sample_rate=24_000, encoding="mp3")
+        group = TTSFallback(FakeTTS(ConnectionError()), "0")
+        group.add_fallback("1", FakeTTS(), voices={"asked": own})
+
+        stream = group.synthesize_stream(["Hello"], VOICE)
+        assert stream.voice is None
+        assert repr(stream) == "<SpeechStream provider=None open>"
+        assert b"".join(stream) == b"Hello"
+
+        assert stream.voice is own
+        assert repr(stream) == "<SpeechStream provider='1' closed>"
+
+    def test_without_a_map(self) -> None:
+        """Without a voice in place of the one that was asked for, it is that one."""
+        stream = speakers(FakeTTS()).synthesize_stream(["Hello"], VOICE)
+        next(stream)
+
+        assert stream.voice is VOICE

@@ -9,6 +9,7 @@ from resilience import (
     CircuitBreaker,
     CircuitBreakerConfig,
     CircuitOpenError,
+    Snapshot,
     State,
     StateChange,
 )
@@ -155,6 +156,19 @@ assert_type(change.old, State)
 assert_type(change.cause, BaseException | None)
 change.new = State.CLOSED  # type: ignore[misc]
 StateChange("model", State.CLOSED, State.OPEN)  # type: ignore[call-arg]
+
+
+def gauge(breaker: CircuitBreaker) -> Snapshot:
+    """Read what a breaker knows."""
+    breaker.isolate()
+    breaker.isolate(2.5)
+    breaker.isolate(timedelta(seconds=2))
+    breaker.isolate("soon")  # type: ignore[arg-type]
+    assert_type(breaker.snapshot().retry_after, float | None)
+    assert_type(breaker.snapshot().state, State)
+    CircuitBreakerConfig(max_reset_timeout=timedelta(minutes=5), reset_jitter=0.1)
+    CircuitBreakerConfig(reset_jitter="much")  # type: ignore[arg-type]
+    return breaker.snapshot()
 
 
 def describe(state: State) -> str:

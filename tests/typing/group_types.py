@@ -11,8 +11,10 @@ from resilience import (
     FallbackGroup,
     LLMFallback,
     Outcome,
+    Session,
     Stream,
     STTFallback,
+    STTSession,
     TTSFallback,
     execute_with_result,
     llm,
@@ -109,12 +111,31 @@ recogniser = STTFallback(FakeSTT(), "primary", attempt_timeout=1.0)
 an_stt: stt.Provider = recogniser
 session = recogniser.start_stream(stt.StreamConfig())
 a_session: stt.SessionHandle = session
+assert_type(session, STTSession)
 assert_type(session.provider, str)
+assert_type(session.handle, stt.SessionHandle)
+assert_type(session.execute(lambda handle: handle.send_audio(b"")), None)
+assert_type(session.finals(), Iterator[stt.Transcript])
+session.finish()
+
+connections = FallbackGroup(Search(), "search")
+with connections.session(lambda each: each.find("rain")) as connection:
+    assert_type(connection, Session[list[str]])
+    assert_type(connection.execute(len), int)
+    assert_type(connection.stream(iter), Iterator[str])
+group.add_fallback("fourth", Search(), circuit_breaker=CircuitBreakerConfig(max_failures=2))
+FallbackGroup(Search(), "primary", circuit_breaker=3)  # type: ignore[arg-type]
+FallbackConfig(when_all_open="try")
+FallbackConfig(when_all_open="maybe")  # type: ignore[arg-type]
+connections.session()  # type: ignore[call-arg]
 
 speaker = TTSFallback(FakeTTS(), "primary", voices={"voice": voice})
 speaker.add_fallback("second", FakeTTS(), voices={"voice": voice}, attempt_timeout=1.0)
 a_tts: tts.Provider = speaker
-assert_type(speaker.synthesize_stream(["Hello"], voice), Stream[bytes])
+speech = speaker.synthesize_stream(["Hello"], voice)
+audio: Stream[bytes] = speech
+assert_type(speech.voice, tts.VoiceProfile | None)
+assert_type(next(speech), bytes)
 assert_type(speaker.list_voices(), Sequence[tts.VoiceProfile])
 assert_type(speaker.clone_voice([b""]), tts.VoiceProfile)
 

@@ -1,7 +1,8 @@
 """A group of language models with the interface of one."""
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import final
+from dataclasses import replace
+from typing import cast, final
 
 from typing_extensions import override
 
@@ -30,13 +31,17 @@ class LLMFallback(Adapter[llm.Provider], llm.Provider):
             request: What to answer.
 
         Returns:
-            The whole answer.
+            The whole answer, with the name of that provider.
 
         Raises:
             AllFailedError: No provider answered.
         """
         return execute(
-            self._group._members, lambda provider: provider.complete(request), "complete", NO_ANSWER
+            self._group._members,
+            lambda provider: provider.complete(request),
+            "complete",
+            NO_ANSWER,
+            name_result=_name_provider,
         )
 
     @override
@@ -91,6 +96,13 @@ class LLMFallback(Adapter[llm.Provider], llm.Provider):
             The capabilities of the first provider.
         """
         return self._group.primary.capabilities()
+
+
+def _name_provider(response: llm.CompletionResponse, name: str) -> llm.CompletionResponse:
+    # A copy, since the provider may return the same answer to others.
+    if isinstance(cast("object", response), llm.CompletionResponse):
+        return replace(response, provider=name)
+    return response  # a stand-in of the application's own
 
 
 @final

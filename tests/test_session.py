@@ -1,0 +1,444 @@
+"""A session of a group is opened with failover, and is one call from its opening to its closing."""
+
+import gc
+import logging
+import threading
+from collections.abc import Iterator
+from contextvars import ContextVar
+from typing import Any, NoReturn
+
+import pytest
+
+from resilience import (
+    AllFailedError,
+    Attempt,
+    AttemptTimeoutError,
+    CircuitBreakerConfig,
+    FallbackConfig,
+    FallbackGroup,
+    Outcome,
+    Session,
+    State,
+    UnsupportedRequestError,
+)
+from resilience.testing import ManualClock
+
+TIMEOUT = 10.0
+
+
+class Line:
+    """A connection, as a provider opens it."""
+
+    def __init__(self) -> None:
+        """Open it."""
+        self.closings = 0
+        self.threads: list[int] = []
+
+    def send(self, text: str) -> str:
+        """Return what the other side answers."""
+        return text.upper()
+
+    def refuse(self) -> NoReturn:
+        """Fail."""
+        raise ConnectionError
+
+    def lines(self) -> Iterator[str]:
+        """Receive two lines, then fail."""
+        yield "one"
+        yield "two"
+        raise ConnectionError
+
+    def close(self) -> None:
+        """Count."""
+        self.closings += 1
+
+
+class Server:
+    """A provider of lines."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        """Refuse with an error, if there is one."""
+        self.error = error
+        self.opened: list[Line] = []
+
+    def connect(self) -> Line:
+        """Open a line."""
+        if self.error is not None:
+            raise self.error
+        self.opened.append(Line())
+        return self.opened[-1]
+
+
+class Switchboard:
+    """A group of servers whose breakers open at the first failure."""
+
+    def __init__(self, *servers: Server, **settings: Any) -> None:  # noqa: ANN401
+        """Name the servers 0, 1 and so on."""
+        self.attempts: list[Attempt] = []
+        self.clock = ManualClock()
+        config = FallbackConfig(
+            circuit_breaker=CircuitBreakerConfig(
+                max_failures=1,
+                half_open_max=1,
+                failure_on=lambda error: not isinstance(error, ValueError),
+                clock=self.clock,
+            ),
+            on_attempt=self.attempts.append,
+            **settings,
+        )
+        self.group = FallbackGroup(servers[0], "0", config)
+        for number, server in enumerate(servers[1:], start=1):
+            self.group.add_fallback(str(number), server)
+
+    def connect(self) -> Session[Line]:
+        """Open a session."""
+        return self.group.session(Server.connect)
+
+    def outcomes(self) -> list[Outcome]:
+        """Return how the attempts ended, in order."""
+        return [attempt.outcome for attempt in self.attempts]
+
+    def state(self, server: str = "0") -> State:
+        """Return the state of a breaker."""
+        return self.group.breakers[server].state
+
+
+class TestOpening:
+    """The first provider that opens a handle serves the session."""
+
+    def test_fails_over(self) -> None:
+        """A provider that cannot open it fails, and the next one is tried."""
+        down, up = Server(ConnectionError()), Server()
+        board = Switchboard(down, up)
+
+        with board.connect() as session:
+            assert session.provider == "1"
+            assert session.handle is up.opened[0]
+            assert session.execute(lambda line: line.send("hello")) == "HELLO"
+            assert repr(session) == "<Session provider='1' open>"
+
+        assert repr(session) == "<Session provider='1' closed>"
+        assert board.outcomes() == [Outcome.FAILED, Outcome.SUCCEEDED]
+        assert {attempt.operation for attempt in board.attempts} == {"session"}
+
+    def test_nobody_opens_it(self) -> None:
+        """If no provider opens a handle, the failures are raised."""
+        board = Switchboard(Server(ConnectionError()), Server(TimeoutError()))
+
+        with pytest.raises(AllFailedError) as raised:
+            board.connect()
+
+        assert [type(each) for each in raised.value.failures.values()] == [
+            ConnectionError,
+            TimeoutError,
+        ]
+
+    @pytest.mark.parametrize("wrong", ["none", "coroutine"])
+    @pytest.mark.parametrize("attempt_timeout", [0, 60])
+    def test_what_is_no_handle(self, wrong: str, attempt_timeout: float) -> None:
+        """None or a coroutine in place of a handle fails the attempt, naming provider and kind."""
+
+        async def connect() -> None:
+            pass
+
+        board = Switchboard(Server(), attempt_timeout=attempt_timeout)
+
+        with pytest.raises(AllFailedError, match=r"session\(\) of provider '0'"):
+            board.group.session(lambda _: None if wrong == "none" else connect())
+
+        assert board.outcomes() == [Outcome.FAILED]
+
+    def test_a_late_handle_is_closed(self) -> None:
+        """What a provider opens after its time is up is closed, and the next one serves."""
+        go, closed = threading.Event(), threading.Event()
+
+        class Late(Line):
+            def close(self) -> None:
+                super().close()
+                closed.set()
+
+        def connect(server: Server) -> Line:
+            if server is slow:
+                assert go.wait(TIMEOUT)
+                return Late()
+            return server.connect()
+
+        slow, quick = Server(), Server()
+        board = Switchboard(slow, quick)
+        board.group = FallbackGroup(slow, "slow", attempt_timeout=0.01)
+        board.group.add_fallback("quick", quick, attempt_timeout=0)
+
+        session = board.group.session(connect)
+        assert session.provider == "quick"
+        assert not closed.is_set()
+        go.set()
+
+        assert closed.wait(TIMEOUT)
+        session.close()
+
+    def test_a_provider_that_hangs(self) -> None:
+        """An attempt that takes too long fails with `AttemptTimeoutError`."""
+        go = threading.Event()
+        group = FallbackGroup(go, "hanging", attempt_timeout=0.01)
+
+        with pytest.raises(AllFailedError) as raised:
+            group.session(lambda event: event.wait(TIMEOUT))
+
+        assert isinstance(raised.value.failures["hanging"], AttemptTimeoutError)
+        go.set()
+
+
+class TestOutcome:
+    """The life of a session is one call, which is settled once."""
+
+    def test_succeeds_when_closed(self) -> None:
+        """A session that is closed without a failure has succeeded, and its handle is closed."""
+        board = Switchboard(Server())
+        session = board.connect()
+
+        assert board.outcomes() == []
+        session.close()
+        session.close()
+
+        assert board.outcomes() == [Outcome.SUCCEEDED]
+        assert session.handle.closings == 1
+
+    def test_fails_when_a_function_raises(self) -> None:
+        """An exception of a function is raised unchanged, and settles the call as failed."""
+        board = Switchboard(Server())
+
+        with board.connect() as session, pytest.raises(ConnectionError):
+            session.execute(Line.refuse)
+
+        assert board.outcomes() == [Outcome.FAILED]
+        assert board.state() is State.OPEN
+        assert session.handle.closings == 1
+
+    def test_the_first_exception_settles_it(self) -> None:
+        """After an exception that does not count, a later one changes nothing."""
+        board = Switchboard(Server())
+
+        def wrong(_line: Line) -> NoReturn:
+            raise ValueError
+
+        with board.connect() as session:
+            with pytest.raises(ValueError, match=r"^$"):
+                session.execute(wrong)
+            with pytest.raises(ConnectionError):
+                session.execute(Line.refuse)
+
+        assert board.outcomes() == [Outcome.IGNORED]
+        assert board.state() is State.CLOSED
+
+    def test_an_unsupported_request_does_not_count(self) -> None:
+        """`UnsupportedRequestError` settles the call as neither a success nor a failure."""
+        board = Switchboard(Server())
+
+        def unsupported(_line: Line) -> NoReturn:
+            raise UnsupportedRequestError
+
+        with board.connect() as session, pytest.raises(UnsupportedRequestError):
+            session.execute(unsupported)
+
+        assert board.outcomes() == [Outcome.IGNORED]
+
+    def test_a_coroutine_is_refused(self) -> None:
+        """A function that returns a coroutine fails with a `TypeError`."""
+
+        async def send() -> None:
+            pass
+
+        board = Switchboard(Server())
+
+        with board.connect() as session, pytest.raises(TypeError, match="coroutine"):
+            _ = session.execute(lambda _: send())
+
+    def test_an_interruption_does_not_settle_it(self) -> None:
+        """`KeyboardInterrupt` in a function leaves the call open."""
+
+        def interrupt(_line: Line) -> NoReturn:
+            raise KeyboardInterrupt
+
+        board = Switchboard(Server())
+        session = board.connect()
+
+        with pytest.raises(KeyboardInterrupt):
+            session.execute(interrupt)
+        assert board.outcomes() == []
+
+        session.close()
+        assert board.outcomes() == [Outcome.SUCCEEDED]
+
+    def test_the_callers_own_exception(self) -> None:
+        """An exception that leaves the `with` block counts for nobody, and the handle is closed."""
+        board = Switchboard(Server())
+
+        with pytest.raises(ConnectionError), board.connect() as session:
+            raise ConnectionError
+
+        assert board.outcomes() == [Outcome.CANCELLED]
+        assert board.state() is State.CLOSED
+        assert session.handle.closings == 1
+
+    def test_dropping_it(self) -> None:
+        """A session that is dropped closes its handle, and counts for nobody."""
+        board = Switchboard(Server())
+        session = board.connect()
+        line = session.handle
+
+        del session
+        gc.collect()
+
+        assert line.closings == 1
+        assert board.outcomes() == [Outcome.CANCELLED]
+
+    def test_dropping_it_gives_back_the_slot_of_a_probe(self) -> None:
+        """A probe's slot is free after its session was dropped."""
+        board = Switchboard(Server())
+        with pytest.raises(KeyError), board.group.breakers["0"].guard():
+            raise KeyError
+        board.clock.advance(30)
+
+        board.connect()
+        gc.collect()
+
+        board.connect().close()
+        assert board.state() is State.CLOSED
+
+    def test_a_handle_without_close(self) -> None:
+        """A handle that has no `close()` is dropped."""
+        group = FallbackGroup("a", "a")
+
+        with group.session(lambda name: name) as session:
+            assert session.execute(str.upper) == "A"
+
+    def test_close_raises(self) -> None:
+        """What the handle's `close()` raises is raised by `close()`; the call has succeeded."""
+
+        class Stuck(Line):
+            def close(self) -> None:
+                raise OSError
+
+        board = Switchboard(Server())
+        session = board.group.session(lambda _: Stuck())
+
+        with pytest.raises(OSError, match=r"^$"):
+            session.close()
+
+        assert board.outcomes() == [Outcome.SUCCEEDED]
+
+    def test_close_hides_no_other_exception(self, caplog: pytest.LogCaptureFixture) -> None:
+        """What `close()` raises after the caller's own exception is logged."""
+
+        class Stuck(Line):
+            def close(self) -> None:
+                raise OSError
+
+        board = Switchboard(Server())
+
+        with (
+            caplog.at_level(logging.WARNING),
+            pytest.raises(KeyError),
+            board.group.session(lambda _: Stuck()),
+        ):
+            raise KeyError
+
+        assert "OSError" in caplog.text
+
+
+class TestStream:
+    """What a session streams may settle its call."""
+
+    def test_items_and_error(self) -> None:
+        """Items arrive as they come; the error is raised unchanged and settles the call."""
+        board = Switchboard(Server())
+        session = board.connect()
+        lines = session.stream(Line.lines)
+
+        assert [next(lines), next(lines)] == ["one", "two"]
+        with pytest.raises(ConnectionError):
+            next(lines)
+        session.close()
+
+        assert board.outcomes() == [Outcome.FAILED]
+
+    def test_leaving_it_closes_the_iterable(self) -> None:
+        """Closing the iterator closes what the function has returned, and settles nothing."""
+        closed: list[bool] = []
+
+        def ticks(_line: Line) -> Iterator[int]:
+            try:
+                while True:
+                    yield 1
+            finally:
+                closed.append(True)
+
+        board = Switchboard(Server())
+        with board.connect() as session:
+            stream = session.stream(ticks)
+            next(stream)
+            stream.close()  # type: ignore[attr-defined]
+            assert closed == [True]
+            assert board.outcomes() == []
+
+        assert board.outcomes() == [Outcome.SUCCEEDED]
+
+    def test_what_is_not_iterable(self) -> None:
+        """A function that returns nothing iterable fails with a `TypeError`."""
+        board = Switchboard(Server())
+
+        with (
+            board.connect() as session,
+            pytest.raises(
+                TypeError, match=r"stream\(\) of provider '0' returned an object of type"
+            ),
+        ):
+            session.stream(lambda _: 3)  # type: ignore[arg-type, return-value]
+
+        assert board.outcomes() == [Outcome.FAILED]
+
+
+@pytest.mark.parametrize("attempt_timeout", [0, 60])
+def test_context(attempt_timeout: float) -> None:
+    """A variable that is set while the handle is opened can be reset while it is closed."""
+    variable: ContextVar[str] = ContextVar("variable", default="none")
+    seen: list[str] = []
+
+    class Bound(Line):
+        def __init__(self) -> None:
+            super().__init__()
+            self.token = variable.set("opened")
+
+        def close(self) -> None:
+            seen.append(variable.get())
+            variable.reset(self.token)
+
+    board = Switchboard(Server(), attempt_timeout=attempt_timeout)
+    session = board.group.session(lambda _: Bound())
+
+    closing = threading.Thread(target=session.close)
+    closing.start()
+    closing.join(TIMEOUT)
+
+    assert seen == ["opened"]
+    assert variable.get() == "none"
+
+
+def test_two_threads_close() -> None:
+    """However many threads close a session, its handle is closed once."""
+    board = Switchboard(Server())
+    session = board.connect()
+    barrier = threading.Barrier(8)
+
+    def close() -> None:
+        barrier.wait(TIMEOUT)
+        session.close()
+
+    threads = [threading.Thread(target=close) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(TIMEOUT)
+
+    assert session.handle.closings == 1
+    assert board.outcomes() == [Outcome.SUCCEEDED]

@@ -14,11 +14,13 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
 import pytest
 
+import resilience
 from resilience import (
     AllFailedError,
     CircuitBreaker,
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
 
 LONG = 1_000_000 if "RESILIENCE_LONG" in os.environ else 0
 RESET_TIMEOUT = 10.0
+LIBRARY = str(Path(resilience.__file__).parent)
 TIMEOUT = 10.0
 REQUEST = llm.CompletionRequest(messages=(llm.Message(role="user", content="Hello?"),))
 
@@ -170,7 +173,7 @@ class ActAt:
 
     def __call__(self, frame: FrameType, event: str, _arg: object) -> "TraceFunction | None":
         """Count one more place."""
-        if "resilience" not in frame.f_code.co_filename or "tests" in frame.f_code.co_filename:
+        if not frame.f_code.co_filename.startswith(LIBRARY):
             return None
         frame.f_trace_opcodes = True
         if event == "opcode":

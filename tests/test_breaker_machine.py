@@ -1,4 +1,4 @@
-"""A circuit breaker does what an oracle says, whatever happens to it in whatever order.
+"""A circuit breaker behaves like an oracle, whatever the order of events.
 
 `RESILIENCE_LONG=1` makes many more runs.
 """
@@ -130,11 +130,11 @@ class BreakerMachine(RuleBasedStateMachine):
 
     @rule(target=calls)
     def admit(self) -> object:
-        """Begin a call; both admit it, or both refuse it and tell the same wait."""
+        """Begin a call; both admit it, or both reject it with the same wait."""
         permit = self.oracle.acquire(self.clock())
         guard = self.breaker.guard()
         if permit is None:
-            self._expect_refusal(guard)
+            self._expect_rejection(guard)
             return multiple()
         guard.__enter__()
         return Call(guard, permit)
@@ -169,7 +169,7 @@ class BreakerMachine(RuleBasedStateMachine):
 
         permit = self.oracle.acquire(self.clock())
         if permit is None:
-            self._expect_refusal(self.breaker.guard())
+            self._expect_rejection(self.breaker.guard())
             return
         self._record(permit, error)
         if error is None:
@@ -218,7 +218,7 @@ class BreakerMachine(RuleBasedStateMachine):
 
     @invariant()
     def same_snapshot(self) -> None:
-        """A snapshot of both is the same, and changes nothing."""
+        """Snapshots of both are the same, and change nothing."""
         seen = dataclasses.astuple(self.breaker.snapshot())
         seen = tuple(str(each) if isinstance(each, State) else each for each in seen)
 
@@ -240,7 +240,7 @@ class BreakerMachine(RuleBasedStateMachine):
         else:
             self.oracle.release(permit)
 
-    def _expect_refusal(self, guard: AbstractContextManager[None]) -> None:
+    def _expect_rejection(self, guard: AbstractContextManager[None]) -> None:
         with pytest.raises(CircuitOpenError) as raised:
             guard.__enter__()
         assert raised.value.name == "model"
@@ -248,7 +248,7 @@ class BreakerMachine(RuleBasedStateMachine):
 
     @override
     def teardown(self) -> None:
-        """Expect that after a reset everything works, whatever is still under way."""
+        """After a reset a call succeeds, whatever is still under way."""
         self.reset()
         assert self.breaker.execute(str) == ""
 

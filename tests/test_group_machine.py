@@ -1,4 +1,4 @@
-"""A group and its streams do what an oracle says, whatever happens to them in whatever order.
+"""A group and its streams behave like an oracle, whatever the order of events.
 
 `RESILIENCE_LONG=1` makes many more runs.
 """
@@ -45,7 +45,7 @@ MOST_PROVIDERS = 4
 
 
 class RefusedError(Exception):
-    """It counts, perhaps with the provider's word on how long to stay away, and moves on."""
+    """It counts and fails over, and may ask for a delay."""
 
     def __init__(self, wait: float | None = None) -> None:
         """Fail, and ask for so many seconds."""
@@ -54,24 +54,24 @@ class RefusedError(Exception):
 
 
 class BrokenError(Exception):
-    """It counts, and goes to the caller."""
+    """It counts, and is raised to the caller."""
 
 
 class TooLongError(Exception):
-    """It does not count, and moves on."""
+    """It does not count, but fails over."""
 
 
 class WrongRequestError(Exception):
-    """It does not count, and goes to the caller."""
+    """It does not count, and is raised to the caller."""
 
 
 COUNTED = (RefusedError, BrokenError)
-MOVING = (RefusedError, TooLongError)
+FAILED_OVER = (RefusedError, TooLongError)
 
 Form: TypeAlias = Literal["lazy", "generator", "eager", "owner", "list"]
-Deed: TypeAlias = Literal["advance", "reset", "isolate", "add", "close"]
-Effect: TypeAlias = "tuple[Deed, int] | Plan"
-"""What happens meanwhile: a deed, or another call."""
+Action: TypeAlias = Literal["advance", "reset", "isolate", "add", "close"]
+Effect: TypeAlias = "tuple[Action, int] | Plan"
+"""What happens meanwhile: an action, or another call."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Script:
     items: tuple[Step, ...] = (Step(), Step())
 
     def early(self) -> int:
-        """Tell how many items are made in the call already."""
+        """Return how many items are made by the call itself."""
         return {"eager": 1, "list": len(self.items)}.get(self.form, 0)
 
 
@@ -121,7 +121,7 @@ class Profile:
 
 
 class World(ABC):
-    """What can be done to a group, be it the oracle or the real one."""
+    """What can be done with a group: the oracle or the real one."""
 
     armed: tuple[Effect, ...] = ()
 
@@ -143,7 +143,7 @@ class World(ABC):
 
     @abstractmethod
     def execute(self, plan: Plan) -> object:
-        """Make a call, and return what came of it."""
+        """Make a call, and return its result or its error."""
 
     @abstractmethod
     def stream(self, plan: Plan, number: int, *, lazily: bool) -> object:
@@ -159,14 +159,14 @@ class World(ABC):
 
     @abstractmethod
     def drop(self, number: int) -> object:
-        """Let go of a stream."""
+        """Drop a stream."""
 
     def arm(self, effects: tuple[Effect, ...]) -> None:
         """Have the listener do something at the next report."""
         self.armed = effects
 
     def fire(self) -> None:
-        """Do in the listener what it was armed with."""
+        """Do in the listener what `arm` has set."""
         effects, self.armed = self.armed, ()
         self.apply(effects)
 
@@ -176,8 +176,8 @@ class World(ABC):
             if isinstance(effect, Plan):
                 self.execute(effect)
             else:
-                deed, number = effect
-                getattr(self, deed)(number)
+                action, number = effect
+                getattr(self, action)(number)
 
 
 @dataclass
@@ -200,7 +200,7 @@ class Source:
     closed: int = 0
 
     def close(self) -> None:
-        """Close it once; further attempts are no fault of anyone's."""
+        """Close it; closing it again changes nothing."""
         self.closed = 1
 
 
@@ -223,7 +223,7 @@ class OracleStream:
 
 
 class Oracle(World):
-    """A group as its description tells it. What it would raise is returned."""
+    """A group written from its description. What it would raise is returned."""
 
     def __init__(self, profile: Profile) -> None:
         """Make a group of healthy providers."""
@@ -277,7 +277,7 @@ class Oracle(World):
                 self._settle(call, error)
                 if error is None:
                     return breaker.name
-                if not isinstance(error, MOVING):
+                if not isinstance(error, FAILED_OVER):
                     return error
                 failures[breaker.name] = error
         return self._all_failed(breakers, failures)
@@ -310,7 +310,7 @@ class Oracle(World):
         if self.streams:
             stream = self.streams[nearest(number, self.streams)]
             stream.is_closed = True
-            self._give_up(stream)
+            self._abandon(stream)
             if not stream.is_read:
                 self._end(stream)
 
@@ -341,11 +341,13 @@ class Oracle(World):
         """Describe the error for a call that is not admitted now."""
         return "open", breaker.name, breaker.retry_after(self.now)
 
-    def _settle(self, call: Call, error: BaseException | None, *, given_up: bool = False) -> bool:
+    def _settle(
+        self, call: Call, error: BaseException | None, *, is_abandoned: bool = False
+    ) -> bool:
         if call.is_settled:
             return False
         call.is_settled = True
-        if given_up or _is_interruption(error):
+        if is_abandoned or _is_interruption(error):
             outcome = "cancelled"
             call.breaker.release(call.permit)
         elif error is None:
@@ -377,13 +379,13 @@ class Oracle(World):
         return "all failed", list(reasons.items()), reasons[breakers[-1].name], retry_after
 
     def _begin(self, stream: OracleStream, *, fetch: bool) -> object:
-        """Try the providers that are left; return what the caller is told if none serves."""
+        """Try the providers that are left; return the error if none of them serves."""
         for breaker in stream.remaining:
             stream.call = self._admit(breaker, force=stream.is_forced)
             if stream.call is None:
                 continue
             error = self._open(stream, breaker, fetch=fetch)
-            if error is None or not self._goes_on(stream, error):
+            if error is None or not self._may_go_on(stream, error):
                 return error
         if stream.failures or stream.is_forced or not self.profile.tries_all:
             return self._all_failed(stream.breakers, stream.failures)
@@ -404,7 +406,7 @@ class Oracle(World):
         if script.form != "list":
             self.sources.append(stream.source)
         if stream.call and stream.call.is_settled:
-            return None  # closed by the provider itself, and no item is wanted any more
+            return None  # closed by the provider itself, so no item is needed
         return self._fetch_first(stream) if fetch else None
 
     def _fetch_first(self, stream: OracleStream) -> BaseException | None:
@@ -426,12 +428,12 @@ class Oracle(World):
         source.items += 1
         return f"{source.provider}.{source.items}"
 
-    def _goes_on(self, stream: OracleStream, error: BaseException) -> bool:
-        """Give a provider up, and tell whether another one is tried."""
+    def _may_go_on(self, stream: OracleStream, error: BaseException) -> bool:
+        """Abandon a provider, and return whether another one is tried."""
         assert stream.call
         if stream.source:
             stream.source.close()
-        if not self._settle(stream.call, error) or not isinstance(error, MOVING):
+        if not self._settle(stream.call, error) or not isinstance(error, FAILED_OVER):
             return False
         stream.failures[stream.call.breaker.name] = error
         return True
@@ -439,7 +441,7 @@ class Oracle(World):
     def _read(self, stream: OracleStream) -> object:
         if not stream.is_committed:
             error: object = self._fetch_first(stream)
-            if isinstance(error, BaseException) and self._goes_on(stream, error):
+            if isinstance(error, BaseException) and self._may_go_on(stream, error):
                 error = self._begin(stream, fetch=True)
             if error is not None or stream.is_closed:
                 return error
@@ -450,19 +452,19 @@ class Oracle(World):
             self._settle(stream.call, item)
         return item
 
-    def _give_up(self, stream: OracleStream) -> None:
+    def _abandon(self, stream: OracleStream) -> None:
         if stream.call:
-            self._settle(stream.call, None, given_up=not stream.is_committed)
+            self._settle(stream.call, None, is_abandoned=not stream.is_committed)
 
     def _end(self, stream: OracleStream) -> None:
-        self._give_up(stream)
+        self._abandon(stream)
         stream.has_ended = True
         if stream.source:
             stream.source.close()
 
 
 class Owner(Iterable[str]):
-    """An iterable that is no iterator, with a close of its own, which raises."""
+    """An iterable that is no iterator, whose `close()` raises."""
 
     def __init__(self, items: Iterator[str]) -> None:
         """Own some items."""
@@ -501,7 +503,9 @@ class Real(World):
         )
         config = FallbackConfig(
             circuit_breaker=breaker,
-            fallback_on=(lambda e: isinstance(e, MOVING)) if profile.predicates else MOVING,
+            fallback_on=(lambda e: isinstance(e, FAILED_OVER))
+            if profile.predicates
+            else FAILED_OVER,
             on_attempt=self._on_attempt if profile.reports else None,
             attempt_timeout=profile.attempt_timeout,
             when_all_open="try" if profile.tries_all else "fail",
@@ -597,14 +601,14 @@ class Real(World):
         self.reports.append((attempt.provider, str(attempt.outcome), error, attempt.duration))
         if self.armed:
             self.fire()
-            raise ValueError  # is logged, and harms nothing
+            raise ValueError  # which is only logged
 
     def _on_change(self, change: StateChange) -> None:
         self.changes.append(Change(change.name, str(change.old), str(change.new), change.cause))
 
 
 def nearest(number: int, streams: Iterable[int]) -> int:
-    """Choose a stream, the one of that number if there is one."""
+    """Choose the stream of that number, or the nearest one."""
     return min(streams, key=lambda candidate: (abs(candidate - number), candidate))
 
 
@@ -647,49 +651,66 @@ SECONDS = st.sampled_from([1, 5, RESET_TIMEOUT - 1, RESET_TIMEOUT, RESET_TIMEOUT
 NUMBERS = st.integers(0, MOST_PROVIDERS - 1)
 
 
-# Composite, since hypothesis takes minutes to print what is built of such nested strategies, and
-# since that way most steps are uneventful.
+# Composite, since hypothesis takes minutes to print what is built of such nested strategies. Parts
+# are made once, since making a strategy takes longer than drawing from it.
 
 
-@st.composite
-def deeds(draw: st.DrawFn, *names: Deed) -> Effect:
-    """Make deeds of some names, each as often as it is named."""
-    name = draw(st.sampled_from(names))
-    return name, draw({"advance": SECONDS, "close": st.integers(0, 20)}.get(name, NUMBERS))
+def actions(*names: Action) -> st.SearchStrategy[Effect]:
+    """Make actions of some names, each as often as it is named."""
+    kinds = st.sampled_from(names)
+    numbers = {"advance": SECONDS, "close": st.integers(0, 20)}
+
+    @st.composite
+    def action(draw: st.DrawFn) -> Effect:
+        name = draw(kinds)
+        return name, draw(numbers.get(name, NUMBERS))
+
+    return action()
 
 
-@st.composite
 def steps(
-    draw: st.DrawFn,
-    effects: st.SearchStrategy[Effect],
-    errors: st.SearchStrategy[BaseException],
-) -> Step:
-    """Make steps in some of which something happens meanwhile, and some of which fail."""
-    happens = draw(st.lists(effects, min_size=1, max_size=2)) if _seldom(draw) else ()
-    return Step(tuple(happens), draw(errors) if _seldom(draw) else None)
+    effects: st.SearchStrategy[Effect], errors: st.SearchStrategy[BaseException]
+) -> st.SearchStrategy[Step]:
+    """Make steps: something happens meanwhile in one of four, and one of four fails."""
+    some = st.lists(effects, min_size=1, max_size=2)
+    chances = st.integers(0, 15)
+
+    @st.composite
+    def step(draw: st.DrawFn) -> Step:
+        chance = draw(chances)
+        happens = tuple(draw(some)) if chance % 4 == 3 else ()
+        return Step(happens, draw(errors) if chance >= 12 else None)
+
+    return step()
 
 
-@st.composite
-def scripts(draw: st.DrawFn, effects: st.SearchStrategy[Effect]) -> Script:
+def scripts(effects: st.SearchStrategy[Effect]) -> st.SearchStrategy[Script]:
     """Make scripts of such steps; only a call may raise `GeneratorExit`."""
-    call = draw(steps(effects, FAILURES | st.builds(GeneratorExit)))
-    items = draw(st.lists(steps(effects, FAILURES), max_size=5))
-    return Script(draw(st.sampled_from(get_args(Form))), call, tuple(items))
+    forms = st.sampled_from(get_args(Form))
+    calls = steps(effects, FAILURES | st.builds(GeneratorExit))
+    items = st.lists(steps(effects, FAILURES), max_size=5)
+
+    @st.composite
+    def script(draw: st.DrawFn) -> Script:
+        return Script(draw(forms), draw(calls), tuple(draw(items)))
+
+    return script()
 
 
-@st.composite
-def plans(draw: st.DrawFn, effects: st.SearchStrategy[Effect]) -> Plan:
+def plans(effects: st.SearchStrategy[Effect]) -> st.SearchStrategy[Plan]:
     """Make plans of such scripts."""
-    return Plan(tuple(draw(st.lists(scripts(effects), max_size=3))))
+    some = st.lists(scripts(effects), max_size=3)
+
+    @st.composite
+    def plan(draw: st.DrawFn) -> Plan:
+        return Plan(tuple(draw(some)))
+
+    return plan()
 
 
-def _seldom(draw: st.DrawFn) -> bool:
-    return draw(st.integers(0, 3)) == 3
-
-
-DEEDS = deeds("advance", "advance", "advance", "advance", "reset", "reset", "isolate", "add")
-INNER_EFFECTS = DEEDS | plans(DEEDS)
-PLANS = plans(INNER_EFFECTS | deeds("close") | deeds("close"))
+ACTIONS = actions("advance", "advance", "advance", "advance", "reset", "reset", "isolate", "add")
+INNER_EFFECTS = ACTIONS | plans(ACTIONS)
+PLANS = plans(INNER_EFFECTS | actions("close") | actions("close"))
 
 
 class GroupMachine(RuleBasedStateMachine):
@@ -706,7 +727,7 @@ class GroupMachine(RuleBasedStateMachine):
             reports=st.sampled_from([True, True, True, False]),
             predicates=st.booleans(),
             tries_all=st.booleans(),
-            # Seldom, since it makes threads. Nothing takes so long.
+            # In one of 16, since it makes threads. No call takes so long.
             attempt_timeout=st.sampled_from([0] * 15 + [60]),
         )
     )
@@ -741,27 +762,27 @@ class GroupMachine(RuleBasedStateMachine):
 
     @rule(number=streams, items=st.integers(1, 4))
     def read(self, number: int, items: int) -> None:
-        """Read on in a stream, perhaps to its end."""
+        """Read more of a stream, perhaps to its end."""
         for _ in range(items):
             if not isinstance(self.both(lambda world: world.read(number)), str):
                 return
 
     @rule(number=consumes(streams), closings=st.integers(0, 2))
     def leave(self, number: int, closings: int) -> None:
-        """Drop a stream; before that perhaps close it, perhaps again, and read on."""
+        """Drop a stream, which may have been closed and read before."""
         for _ in range(closings):
             self.both(lambda world: world.close(number))
             self.both(lambda world: world.read(number))
         self.both(lambda world: world.drop(number))
 
-    @rule(deed=DEEDS)
-    def do(self, deed: Effect) -> None:
+    @rule(action=ACTIONS)
+    def do(self, action: Effect) -> None:
         """Let time pass, reset or isolate a breaker, or add a provider."""
-        self.both(lambda world: world.apply((deed,)))
+        self.both(lambda world: world.apply((action,)))
 
     @rule()
     def outage(self) -> None:
-        """Have all providers down for so long that those which fail are probed next."""
+        """Let all providers fail, and the time pass until they are probed."""
         down = Script(call=Step(error=RefusedError()))
         for _ in range(3):
             self.execute(Plan((down,) * MOST_PROVIDERS))
@@ -806,7 +827,7 @@ class GroupMachine(RuleBasedStateMachine):
 
     @override
     def teardown(self) -> None:
-        """Expect that nothing stays open, no slot is lost, and all works after a reset."""
+        """After all streams are dropped, nothing is open, no slot is lost, and a reset restores all."""
         for number in tuple(self.real.streams):
             self.leave(number, 0)
         assert not any(breaker.under_way for breaker in self.oracle.breakers)

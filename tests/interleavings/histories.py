@@ -1,4 +1,4 @@
-"""Whether what some threads did to a breaker could also have happened one thing after the other."""
+"""Histories of operations of several threads, and whether a sequential order explains them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

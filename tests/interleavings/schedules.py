@@ -1,11 +1,11 @@
-"""Every interleaving of a few threads: real threads, of which one at a time takes one step.
+"""Runs real threads step by step, in every order of steps that can make a difference.
 
-A step ends before each line of the library that touches state which is read without the lock, and
-before each acquisition of the lock; what is only touched under the lock needs no more steps.
+A step ends before each line of the library that accesses state which is read without the lock, and
+before each acquisition of the lock; what is only accessed under the lock needs no more steps.
 
-`explore` runs a case again and again, until every order of steps has been seen that can make a
-difference. Two steps of which neither writes what the other touches can change places, and of all
-the orders that differ only so one is enough (sleep sets; Godefroid, 1996).
+`explore` runs a case repeatedly, once for each order. Two steps are independent if neither writes
+what the other accesses; of the orders that differ only in independent steps, one is enough (sleep
+sets; Godefroid, 1996).
 """
 
 import ast
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 TIMEOUT = 30.0
 
 Access: TypeAlias = frozenset[tuple[str, str]]
-"""What a step touches: names, each with "read" or "write"; other words differ from each other."""
+"""What a step accesses: names with "read", "write" or another word, which conflicts with all but itself."""
 
 
 class Stepper:
@@ -33,7 +33,7 @@ class Stepper:
     def __init__(
         self, bodies: Sequence[Callable[[], None]], shared: Mapping[str, frozenset[str]]
     ) -> None:
-        """Start one thread for each body; none has done anything yet.
+        """Start one thread for each body; none of them runs yet.
 
         Args:
             bodies: What the threads do.
@@ -67,7 +67,7 @@ class Stepper:
         assert self._back.acquire(timeout=TIMEOUT), "a step does not end"
 
     def pause(self, access: "Access", lock: "CooperativeLock | None" = None) -> None:
-        """End the step of the present thread; the next one begins by touching something."""
+        """End the step of the present thread; the next one begins with an access."""
         number = self.current()
         self.waits_for[number] = lock
         self.next_access[number] = access
@@ -80,7 +80,7 @@ class Stepper:
         return self._idents[threading.get_ident()]
 
     def is_stepping(self) -> bool:
-        """Tell whether the present thread is one of those that take steps."""
+        """Return whether the present thread is one of those that take steps."""
         return threading.get_ident() in self._idents
 
     def _run(self, number: int, body: Callable[[], None]) -> None:
@@ -106,7 +106,7 @@ class Stepper:
 
 
 class CooperativeLock:
-    """A reentrant lock that waits by giving up its step."""
+    """A reentrant lock that ends the step of a thread that has to wait."""
 
     def __init__(self) -> None:
         """Make a free lock."""
@@ -115,7 +115,7 @@ class CooperativeLock:
         self._depth = 0
 
     def is_free_for(self, number: int) -> bool:
-        """Tell whether a thread could take the lock."""
+        """Return whether a thread could take the lock."""
         return self._owner in {None, number}
 
     def __enter__(self) -> None:
@@ -157,7 +157,7 @@ class _Node:
         return self.chosen >= 0
 
     def asleep_after(self) -> dict[int, Access]:
-        """Return what need not be tried after the chosen step: what that does not touch."""
+        """Return what need not be tried after the chosen step: what is independent of it."""
         access = self.enabled[self.chosen]
         return {
             number: other for number, other in self.asleep.items() if not _conflict(access, other)
@@ -207,10 +207,10 @@ def _conflict(one: Access, other: Access) -> bool:
 
 @cache
 def _accesses(file: str, attributes: frozenset[str]) -> dict[int, Access]:
-    """Return for each line of a file which of the attributes it touches, and how."""
+    """Return for each line of a file which of the attributes it accesses, and how."""
     lines: dict[int, set[tuple[str, str]]] = {}
     for node in ast.walk(ast.parse(Path(file).read_text(encoding="utf-8"))):
         if isinstance(node, ast.Attribute) and node.attr in attributes:
             how = "write" if isinstance(node.ctx, ast.Store) else "read"
             lines.setdefault(node.lineno, set()).add((node.attr, how))
-    return {line: frozenset(touched) for line, touched in lines.items()}
+    return {line: frozenset(accessed) for line, accessed in lines.items()}

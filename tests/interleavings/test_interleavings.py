@@ -1,4 +1,4 @@
-"""Whatever the interleaving of a few threads, some order of one after the other explains it.
+"""Each interleaving of a few threads has the same results as some sequential order.
 
 The quick cases run with the other tests; `RESILIENCE_LONG=1` adds the long ones.
 """
@@ -121,13 +121,13 @@ class Case:
         self.lock.stepper = self.stepper
 
     def check(self) -> None:
-        """Look for an order that explains what happened."""
+        """Expect that a sequential order explains the history."""
         now = self.clock()
         final = (str(self.breaker.state), self.changes)
 
         assert is_explained(self.history, self.oracle, self.known, now, final), self.history
         self.lock.stepper = None
-        self.permits.clear()  # which gives slots back; no thread takes steps any more
+        self.permits.clear()  # which releases slots; no thread takes steps any more
 
     def _prepare(self, action: str) -> None:
         if action == "advance":
@@ -152,7 +152,7 @@ class Case:
         return body
 
     def _execute(self, name: str, permit: str) -> None:
-        """Make a whole call, which is an admission and an end."""
+        """Make a whole call: an admission and an end."""
         begin = self._begin()
 
         def work() -> None:
@@ -231,7 +231,7 @@ def test_every_interleaving_is_explained(prepared: Script, scripts: tuple[Script
 
 @pytest.mark.parametrize(("prepared", "scripts"), ANNOUNCING)
 def test_every_interleaving_is_announced(prepared: Script, scripts: tuple[Script, ...]) -> None:
-    """However two threads announce their changes, each is announced once and in order."""
+    """Each change is announced once and in order, however two threads announce them."""
     schedules = _schedules(prepared, scripts, EVENTS)
 
     print(f"{schedules} schedules")

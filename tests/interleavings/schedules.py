@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 TIMEOUT = 30.0
 
 Access: TypeAlias = frozenset[tuple[str, str]]
-"""What a step accesses: names with "read", "write" or another word, which conflicts with all but itself."""
+"""What a step accesses: names with "read", "write" or a word that conflicts with all others."""
 
 
 class Stepper:
@@ -41,13 +41,15 @@ class Stepper:
         """
         self._points = {file: _accesses(file, names) for file, names in shared.items()}
         self._idents: dict[int, int] = {}
-        self._go = [threading.Semaphore(0) for _ in bodies]
-        self._back = threading.Semaphore(0)
+        # Locks that one thread takes and another one releases: much faster than semaphores.
+        self._go = [_taken_lock() for _ in bodies]
+        self._back = _taken_lock()
         self.waits_for: list[CooperativeLock | None] = [None for _ in bodies]
         self.next_access: list[Access] = [frozenset() for _ in bodies]
         self.done = [False for _ in bodies]
         self.errors: list[BaseException] = []
         self.now = 0
+        self.finishes = False  # whether a step goes on until its thread ends or has to wait
         for number, body in enumerate(bodies):
             threading.Thread(target=self._run, args=(number, body), daemon=True).start()
             assert self._back.acquire(timeout=TIMEOUT)
@@ -69,6 +71,8 @@ class Stepper:
     def pause(self, access: "Access", lock: "CooperativeLock | None" = None) -> None:
         """End the step of the present thread; the next one begins with an access."""
         number = self.current()
+        if self.finishes and (lock is None or lock.is_free_for(number)):
+            return
         self.waits_for[number] = lock
         self.next_access[number] = access
         self._back.release()
@@ -103,6 +107,12 @@ class Stepper:
         if event == "line" and frame.f_lineno in points:
             self.pause(points[frame.f_lineno])
         return self._trace
+
+
+def _taken_lock() -> threading.Lock:
+    lock = threading.Lock()
+    lock.acquire()
+    return lock
 
 
 class CooperativeLock:
@@ -188,6 +198,7 @@ def _run_once(case: Case, nodes: list[_Node]) -> bool:
             is_new = nodes[-1].choose()
             if not is_new:
                 nodes.pop()
+                stepper.finishes = True
         stepper.step(nodes[depth].chosen if depth < len(nodes) else enabled[0])
         depth += 1
     assert all(stepper.done), "the threads wait for each other"

@@ -25,7 +25,7 @@ from contextvars import Context, copy_context
 from functools import partial
 from queue import SimpleQueue
 from threading import RLock, Thread
-from types import GeneratorType, TracebackType
+from types import GeneratorType
 from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, cast, final
 
 from typing_extensions import override
@@ -137,12 +137,7 @@ class Stream(AsyncIterator[R_co]):
         await self._reader.open()
         return self
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_exc_info: object) -> None:
         """Close the stream."""
         await self._reader.aclose()
 
@@ -215,12 +210,7 @@ class Session(Generic[T_co]):
         self._opened()  # raises if it was closed meanwhile
         return self
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_exc_info: object) -> None:
         """Close the session."""
         await self.aclose()
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     from _typeshed import TraceFunction
@@ -147,8 +147,19 @@ class CooperativeLock:
                 self._owner = None
 
 
-Case = Callable[[], tuple[Stepper, Callable[[], None]]]
-"""Makes a fresh case: its threads, and the check when all of them are done."""
+class Case(Protocol):
+    """Threads, and what must hold when all of them are done."""
+
+    @property
+    def stepper(self) -> Stepper:
+        """The threads, none of which has begun."""
+        ...
+
+    def check(self) -> None:
+        """Expect that what the threads have done is right; called if their schedule is new."""
+
+    def discard(self) -> None:
+        """Drop what the threads have left, when all of them are done."""
 
 
 @dataclass
@@ -174,12 +185,12 @@ class _Node:
         }
 
 
-def explore(case: Case) -> int:
+def explore(make: Callable[[], Case]) -> int:
     """Run a case under every schedule that can make a difference; return how many there were."""
     schedules = 0
     nodes: list[_Node] = []
     while True:
-        schedules += _run_once(case, nodes)
+        schedules += _run_once(make(), nodes)
         while nodes and not nodes[-1].choose():
             nodes.pop()
         if not nodes:
@@ -188,7 +199,7 @@ def explore(case: Case) -> int:
 
 def _run_once(case: Case, nodes: list[_Node]) -> bool:
     """Follow the chosen steps, then go on to the end; False if that had been seen before."""
-    stepper, check = case()
+    stepper = case.stepper
     depth = 0
     is_new = True
     while enabled := stepper.enabled():
@@ -204,7 +215,9 @@ def _run_once(case: Case, nodes: list[_Node]) -> bool:
     assert all(stepper.done), "the threads wait for each other"
     if stepper.errors:
         raise stepper.errors[0]
-    check()
+    if is_new:
+        case.check()
+    case.discard()
     return is_new
 
 

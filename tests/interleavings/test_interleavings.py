@@ -126,8 +126,11 @@ class Case:
         final = (str(self.breaker.state), self.changes)
 
         assert is_explained(self.history, self.oracle, self.known, now, final), self.history
+
+    def discard(self) -> None:
+        """Drop the permits, which releases their slots while no thread takes steps."""
         self.lock.stepper = None
-        self.permits.clear()  # which releases slots; no thread takes steps any more
+        self.permits.clear()
 
     def _prepare(self, action: str) -> None:
         if action == "advance":
@@ -213,11 +216,7 @@ class Case:
 def _schedules(
     prepared: Script, scripts: tuple[Script, ...], shared: Mapping[str, frozenset[str]]
 ) -> int:
-    def start() -> tuple[Stepper, Callable[[], None]]:
-        case = Case(prepared, scripts, shared)
-        return case.stepper, case.check
-
-    return explore(start)
+    return explore(lambda: Case(prepared, scripts, shared))
 
 
 @pytest.mark.parametrize(("prepared", "scripts"), QUICK)

@@ -1,11 +1,11 @@
-"""A small LLM server on loopback: OpenAI's wire format, and no model behind it.
+"""A small LLM server on loopback that speaks OpenAI's wire format but has no model.
 
-`outage.py` starts two of them; to try one by hand, with a name and a port:
+`outage.py` starts two of these servers. To start one by hand, give a name and a port:
 
     python docs/examples/llm_server.py primary 8080
 
-It prints its port (a free one for port 0) and ends when its standard input is closed,
-so that it never outlives the process that started it.
+The server prints its port; for port 0 it chooses a free one. It ends when its standard input is
+closed, so it ends with the process that started it.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ SECONDS_FOR_A_WORD = 0.02
 class CompletionHandler(BaseHTTPRequestHandler):
     """Answers every POST as if it were sent to `/v1/chat/completions`."""
 
-    name = "nobody"
+    name = "unnamed"
 
     def do_POST(self) -> None:
         """Answer with `max_tokens` words, in one piece or as a stream."""
@@ -32,7 +32,7 @@ class CompletionHandler(BaseHTTPRequestHandler):
         request = json.loads(self.rfile.read(size))
         text = f"This is {self.name}: rain is water from clouds."
         words = itertools.islice(itertools.cycle(text.split()), request["max_tokens"])
-        with contextlib.suppress(ConnectionError):  # the client may leave early
+        with contextlib.suppress(ConnectionError):  # the client may disconnect early
             if request["stream"]:
                 self._send_stream(words)
             else:

@@ -1,17 +1,18 @@
-"""Ten seconds with an LLM server that is killed in mid-sentence and comes back.
+"""Ten seconds of calls to an LLM server that is killed during an answer and started again.
 
-Run it with nothing but the library installed:
+It needs only the library:
 
     python docs/examples/outage.py
 
-It starts two small LLM servers on this machine, `primary` and `backup`, puts both behind one
-`LLMFallback`, and asks it four questions a second, every other one as a stream. In the middle of
-one streamed answer it kills the primary, and some calls later starts it again on the same port.
+It starts two small LLM servers on this machine, `primary` and `backup`, adds both to one
+`LLMFallback`, and makes four calls a second; every other call is a stream. In the middle of one
+streamed answer it kills the primary, and some calls later it starts the primary again on the same
+port.
 
 The timeline shows every call when it ends, every failed attempt and every change of state. No
-call may be lost. The one stream that had begun to arrive is cut off: its caller gets the error,
-once, since no other model could continue the same sentence. The exit status is 0 if all went
-so, and the primary serves again at the end.
+call may be lost. Only the stream that is being read at that moment is cut off: its caller gets
+the error, since no other model can continue the same sentence. The exit status is 0 if this is
+what happened, and the primary answers the last call.
 """
 
 import contextlib
@@ -59,16 +60,16 @@ class HTTPStatusError(Exception):
 class HttpLLM(llm.Provider):
     """A model behind an OpenAI-compatible server, with one connection for each call.
 
-    It takes texts only, and refuses tools and attachments.
+    It supports text only, and refuses tools and attachments.
     """
 
     def __init__(self, host: str, port: int, timeout: float = 5.0) -> None:
-        """Talk to `host:port`; `timeout` is in seconds, for connecting and for each read."""
+        """Connect to `host:port`; `timeout` is in seconds, for connecting and for each read."""
         self._address = host, port
         self._timeout = timeout
 
     def complete(self, request: llm.CompletionRequest) -> llm.CompletionResponse:
-        """Ask for the whole answer."""
+        """Return the whole answer."""
         with self._post(request, stream=False) as response:
             choice = json.load(response)["choices"][0]
         return llm.CompletionResponse(
@@ -76,7 +77,7 @@ class HttpLLM(llm.Provider):
         )
 
     def stream_completion(self, request: llm.CompletionRequest) -> Iterator[llm.Chunk]:
-        """Ask for the answer chunk by chunk, starting at the first `next()`."""
+        """Yield the answer chunk by chunk; the request is sent at the first `next()`."""
         with self._post(request, stream=True) as response:
             for line in response:
                 data = line.removeprefix(b"data:").strip()
@@ -92,17 +93,17 @@ class HttpLLM(llm.Provider):
         raise ConnectionError(msg)
 
     def count_tokens(self, messages: Sequence[llm.Message]) -> int:
-        """Estimate: four characters to a token."""
+        """Return an estimate: four characters for each token."""
         return sum(len(message.content) for message in messages) // 4
 
     def capabilities(self) -> llm.ModelCapabilities:
-        """Tell what the model can do."""
+        """Describe the model."""
         return llm.ModelCapabilities(context_window=8192)
 
     @contextlib.contextmanager
     def _post(self, request: llm.CompletionRequest, *, stream: bool) -> Generator[HTTPResponse]:
         if request.tools or any(message.attachments for message in request.messages):
-            msg = "texts only"
+            msg = "this provider supports text only"
             raise UnsupportedRequestError(msg)
         messages = [{"role": m.role, "content": m.content} for m in request.messages]
         body = {"messages": messages, "max_tokens": request.max_tokens, "stream": stream}
@@ -126,24 +127,24 @@ class ServerProcess:
         self.start()
 
     def start(self) -> None:
-        """Start it, and return when it listens."""
+        """Start it, and return when it accepts connections."""
         script = Path(__file__).with_name("llm_server.py")
         self._process = subprocess.Popen(
             [sys.executable, script, self._name, str(self.port)],
-            stdin=subprocess.PIPE,  # closed when this process ends, and then it ends, too
+            stdin=subprocess.PIPE,  # closed when this process ends; then the server ends too
             stdout=subprocess.PIPE,
         )
         assert self._process.stdout
         self.port = int(self._process.stdout.readline())
 
     def close(self) -> None:
-        """Kill it (SIGKILL), whatever it does, and wait for its end."""
+        """Kill it with SIGKILL, and wait for its end."""
         self._process.kill()
         self._process.communicate()
 
 
 class Timeline:
-    """Shows what happens when it happens, and remembers it for the verdict."""
+    """Prints events when they happen, and records the results for the summary."""
 
     def __init__(self) -> None:
         """Start the clock."""
@@ -157,27 +158,27 @@ class Timeline:
         return time.monotonic() - self._start
 
     def event(self, text: str) -> None:
-        """Show something that is not a call."""
+        """Print an event that is not a call."""
         self._show(f"--  {text}")
 
     def _show(self, text: str) -> None:
         print(f"{self.now():5.2f} s  {text}", flush=True)
 
     def on_attempt(self, attempt: Attempt) -> None:
-        """Remember who answered, and show who failed."""
+        """Record the provider of a success, and print a failure."""
         if attempt.outcome is Outcome.SUCCEEDED:
             self._answered_by = attempt.provider
         elif attempt.outcome is Outcome.FAILED:
             self.event(f"{attempt.provider} failed: {attempt.error}")
 
     def on_state_change(self, change: StateChange) -> None:
-        """Show a change of state."""
+        """Print a change of state."""
         self.event(f"{change.name}: {change.old} -> {change.new}")
         if change.name == "primary":
             self.primary_states.append(str(change.new))
 
     def call(self, started: float, kind: str, text: str, ending: str) -> None:
-        """Show a call that ended, with the one who answered it or how else it ended."""
+        """Print a call that has ended, with the provider that answered, or how else it ended."""
         self.results.append(self._answered_by if ending == "answered" else ending)
         took = (self.now() - started) * 1000
         words = textwrap.shorten(text, 34, placeholder=" ...")
@@ -189,9 +190,9 @@ class Timeline:
 def ask(
     model: llm.Provider, kind: str, timeline: Timeline, victim: ServerProcess | None
 ) -> tuple[str, str]:
-    """Make one call, and kill the victim in its middle; return the words and the ending."""
+    """Make one call, and kill the victim during it; return the text and how the call ended."""
     message = llm.Message(role="user", content="What is rain?")
-    max_tokens = 100 if victim else 8  # a long answer is not over before the kill
+    max_tokens = 100 if victim else 8  # long enough that the answer has not ended before the kill
     request = llm.CompletionRequest(messages=(message,), max_tokens=max_tokens)
     text = ""
     try:
@@ -202,15 +203,15 @@ def ask(
             if victim and position == KILLED_AT_CHUNK:
                 timeline.event("primary is killed in the middle of this answer")
                 victim.close()
-    except AllFailedError as error:  # nobody began to answer
+    except AllFailedError as error:  # no provider began to answer
         return str(error), "lost"
-    except OSError:  # the one who began did not finish
+    except OSError:  # the provider broke off in the middle
         return text, "cut"
     return text, "answered"
 
 
 def talk(model: llm.Provider, primary: ServerProcess, timeline: Timeline) -> None:
-    """Make all the calls, and the outage."""
+    """Make all calls, and cause the outage."""
     for number in range(1, CALLS + 1):
         if number == STARTED_BEFORE_CALL:
             primary.start()
@@ -222,8 +223,8 @@ def talk(model: llm.Provider, primary: ServerProcess, timeline: Timeline) -> Non
         timeline.call(started, kind, *ask(model, kind, timeline, victim))
 
 
-def verdict(timeline: Timeline) -> bool:
-    """Print the summary; return whether the outage went as it should."""
+def summarise(timeline: Timeline) -> bool:
+    """Print the summary; return whether the results are the expected ones."""
     count = Counter(timeline.results)
     print(
         f"{len(timeline.results)} calls: {count['lost']} lost, {count['cut']} stream cut,"
@@ -236,8 +237,9 @@ def verdict(timeline: Timeline) -> bool:
 
 
 def main() -> bool:
-    """Run the servers, the calls and the outage; return whether all went well."""
-    logging.getLogger("resilience").addHandler(logging.NullHandler())  # the timeline says it all
+    """Run the servers, the calls and the outage; return whether the results are as expected."""
+    # The timeline shows the same events.
+    logging.getLogger("resilience").addHandler(logging.NullHandler())
     with (
         contextlib.closing(ServerProcess("primary")) as primary,
         contextlib.closing(ServerProcess("backup")) as backup,
@@ -255,7 +257,7 @@ def main() -> bool:
         model = LLMFallback(HttpLLM("127.0.0.1", primary.port), "primary", config)
         model.add_fallback("backup", HttpLLM("127.0.0.1", backup.port))
         talk(model, primary, timeline)
-    return verdict(timeline)
+    return summarise(timeline)
 
 
 if __name__ == "__main__":

@@ -1,21 +1,21 @@
-"""A conversation by voice that goes on while its recogniser, its model and its speaker break.
+"""A spoken conversation that continues while its recogniser, model and synthesiser fail.
 
-It needs two programs and two packages; nothing leaves this machine:
+It needs two programs and two packages; it makes no connection to another machine:
 
     sudo apt-get install flite espeak-ng
     pip install . pocketsphinx
     python docs/examples/voice_turn.py
 
-The program `flite` plays the user and asks a question. The answer takes three steps, each behind
-one object with a primary and a backup:
+The program `flite` speaks the user's question. The answer takes three steps, each with a primary
+and a backup:
 
-    STTFallback   pocketsphinx     turns the question into words
+    STTFallback   pocketsphinx     recognises the question
     LLMFallback   llm_server.py    answers it, in a process that can be killed
     TTSFallback   espeak-ng, flite speaks the answer
 
-Then the answer is recognised again, as if the user listened. A turn is lost if the user does not
-hear every word. Before each turn something is broken or repaired, and the timeline shows who
-failed and who stood in. The exit status is 0 if no turn was lost, 1 if one was, and 2 if a
+Then the spoken answer is recognised again, to check what the user hears. A turn is lost if a word
+is missing. Before each turn something is broken or repaired, and the timeline shows which providers
+failed and which answered. The exit status is 0 if no turn was lost, 1 if one was, and 2 if a
 program or a package is missing.
 """
 
@@ -60,26 +60,26 @@ SECONDS_UNTIL_PROBE = 2.0
 
 ESPEAK_VOICE = tts.VoiceProfile(id="en-us+f3", sample_rate=22_050)
 FLITE_VOICE = tts.VoiceProfile(id="slt", sample_rate=16_000)
-SAMPLE_RATES = {"primary": 22_050, "backup": 16_000}  # of the two speakers
+SAMPLE_RATES = {"primary": 22_050, "backup": 16_000}  # of the two synthesisers
 
 
 class Recogniser(stt.Provider):
-    """pocketsphinx, which hears nothing but the keywords of the session."""
+    """pocketsphinx, which recognises only the keywords of the session."""
 
     def __init__(self, model: Path) -> None:
-        """Use the acoustic model in a directory, which each session loads anew."""
+        """Use the acoustic model in a directory; each session loads it again."""
         self._model = model
 
-    def start_stream(self, config: stt.StreamConfig) -> "Hearing":
+    def start_stream(self, config: stt.StreamConfig) -> "RecogniserSession":
         """Load the model."""
-        return Hearing(self._model, config)
+        return RecogniserSession(self._model, config)
 
 
-class Hearing(stt.SessionHandle):
-    """A session, in which a silent piece of audio ends an utterance."""
+class RecogniserSession(stt.SessionHandle):
+    """A session in which a silent piece of audio ends an utterance."""
 
     def __init__(self, model: Path, config: stt.StreamConfig) -> None:
-        """Load the model; raises if it is not there."""
+        """Load the model; raises if it does not exist."""
         dictionary = pocketsphinx.get_model_path("en-us/cmudict-en-us.dict")
         self._decoder = pocketsphinx.Decoder(
             hmm=str(model), dict=dictionary, lm=None, samprate=config.sample_rate, loglevel="FATAL"
@@ -89,7 +89,7 @@ class Hearing(stt.SessionHandle):
         self.set_keywords(config.keywords)
 
     def send_audio(self, audio: bytes) -> None:
-        """Collect what is said, and recognise it when it ends."""
+        """Collect the audio of an utterance, and recognise it at its end."""
         self._audio += audio
         if any(audio):
             return
@@ -97,19 +97,19 @@ class Hearing(stt.SessionHandle):
         self._decoder.process_raw(self._audio, full_utt=True)
         self._decoder.end_utt()
         self._audio = b""
-        heard = self._decoder.hyp()
-        self._finals.put(stt.Transcript(text=heard.hypstr if heard else "", is_final=True))
+        result = self._decoder.hyp()
+        self._finals.put(stt.Transcript(text=result.hypstr if result else "", is_final=True))
 
     def partials(self) -> Iterator[stt.Transcript]:
-        """Return nothing: it recognises whole utterances."""
+        """Return no transcripts: only whole utterances are recognised."""
         return iter(())
 
     def finals(self) -> Iterator[stt.Transcript]:
-        """Return what was heard, until the session is closed."""
+        """Return one transcript for each utterance, until the session is closed."""
         return iter(self._finals.get, None)
 
     def set_keywords(self, keywords: Sequence[stt.Keyword]) -> None:
-        """Hear these phrases and no others."""
+        """Recognise these phrases only."""
         phrases = " | ".join(keyword.text for keyword in keywords)
         self._decoder.add_jsgf_string("turn", f"#JSGF V1.0; grammar turn; public <s> = {phrases};")
         self._decoder.activate_search("turn")
@@ -120,10 +120,10 @@ class Hearing(stt.SessionHandle):
 
 
 class SpeechError(Exception):
-    """A program did not speak to the end."""
+    """A program ended before the end of the speech."""
 
 
-class Speaker(tts.Provider):
+class Synthesiser(tts.Provider):
     """A program that writes a WAV file to its standard output."""
 
     def __init__(self, program: str, arguments: Sequence[str], voice: tts.VoiceProfile) -> None:
@@ -134,7 +134,7 @@ class Speaker(tts.Provider):
         self._voice = voice
 
     def synthesize_stream(self, text: Iterable[str], voice: tts.VoiceProfile) -> Iterator[bytes]:
-        """Take the whole text, and yield the audio as the program writes it."""
+        """Read the whole text, and yield the audio as the program writes it."""
         words = "".join(text)
         arguments = [each.format(voice=voice.id, text=words) for each in self._arguments]
         spoken = 0
@@ -146,7 +146,7 @@ class Speaker(tts.Provider):
                 spoken += len(audio)
                 if spoken > self.killed_after:
                     child.kill()
-        if child.returncode != 0:  # unseen, this would be a short answer and no error
+        if child.returncode != 0:  # without this check, the audio would be too short, but no error
             msg = f"{self.program} ended with {child.returncode}"
             raise SpeechError(msg)
 
@@ -155,11 +155,11 @@ class Speaker(tts.Provider):
         return (self._voice,)
 
     def clone_voice(self, samples: Sequence[bytes]) -> tts.VoiceProfile:
-        """Refuse: such a program has the voices that it has."""
+        """Raise: the program cannot clone voices."""
         raise NotImplementedError
 
 
-def listen(recogniser: stt.Provider, audio: bytes, sample_rate: int) -> str:
+def recognise(recogniser: stt.Provider, audio: bytes, sample_rate: int) -> str:
     """Return the words of one utterance."""
     config = stt.StreamConfig(sample_rate=sample_rate, keywords=PHRASES)
     with contextlib.closing(recogniser.start_stream(config)) as session:
@@ -169,18 +169,18 @@ def listen(recogniser: stt.Provider, audio: bytes, sample_rate: int) -> str:
 
 
 class Timeline:
-    """Shows what happens when it happens."""
+    """Prints events when they happen."""
 
     def __init__(self) -> None:
         """Start the clock."""
         self._start = time.monotonic()
 
-    def show(self, who: str, what: str) -> None:
+    def show(self, source: str, text: str) -> None:
         """Print a line."""
-        print(f"{time.monotonic() - self._start:5.2f} s  {who:<10}  {what}", flush=True)
+        print(f"{time.monotonic() - self._start:5.2f} s  {source:<11}  {text}", flush=True)
 
     def config(self, kind: str) -> FallbackConfig:
-        """Return settings for one kind of providers, with a listener that shows each attempt."""
+        """Return settings for one kind of provider, with a listener that prints each attempt."""
 
         def on_attempt(attempt: Attempt) -> None:
             error = f" ({type(attempt.error).__name__}: {attempt.error})" if attempt.error else ""
@@ -193,91 +193,92 @@ class Timeline:
 
 
 class Assistant:
-    """Hears, thinks and speaks, each with a primary and a backup, and can be broken."""
+    """A recogniser, a model and a synthesiser, each with a primary and a backup."""
 
     def __init__(self, timeline: Timeline, parts: contextlib.ExitStack) -> None:
-        """Start all parts, which end with the stack."""
+        """Start all parts; closing the stack ends them."""
         self._timeline = timeline
         model = Path(pocketsphinx.get_model_path("en-us/en-us"))
         self._model = Path(parts.enter_context(TemporaryDirectory())) / "model"
         self._model.symlink_to(model)
-        self._hearing = STTFallback(Recogniser(self._model), "primary", timeline.config("hearing"))
-        self._hearing.add_fallback("backup", Recogniser(model))
+        primary = Recogniser(self._model)
+        self._recogniser = STTFallback(primary, "primary", timeline.config("recogniser"))
+        self._recogniser.add_fallback("backup", Recogniser(model))
 
         self._server = parts.enter_context(contextlib.closing(ServerProcess("primary")))
-        spare = parts.enter_context(contextlib.closing(ServerProcess("backup")))
-        primary = HttpLLM("127.0.0.1", self._server.port)
-        self._thinking = LLMFallback(primary, "primary", timeline.config("thinking"))
-        self._thinking.add_fallback("backup", HttpLLM("127.0.0.1", spare.port))
+        backup = parts.enter_context(contextlib.closing(ServerProcess("backup")))
+        server = HttpLLM("127.0.0.1", self._server.port)
+        self._llm = LLMFallback(server, "primary", timeline.config("model"))
+        self._llm.add_fallback("backup", HttpLLM("127.0.0.1", backup.port))
 
-        self._speaker = Speaker("espeak-ng", ESPEAK_ARGUMENTS, ESPEAK_VOICE)
-        flite = Speaker("flite", FLITE_ARGUMENTS, FLITE_VOICE)
-        self._speaking = TTSFallback(self._speaker, "primary", timeline.config("speaking"))
-        self._speaking.add_fallback("backup", flite, voices={ESPEAK_VOICE.id: FLITE_VOICE})
+        self._espeak = Synthesiser("espeak-ng", ESPEAK_ARGUMENTS, ESPEAK_VOICE)
+        flite = Synthesiser("flite", FLITE_ARGUMENTS, FLITE_VOICE)
+        self._synthesiser = TTSFallback(self._espeak, "primary", timeline.config("synthesiser"))
+        self._synthesiser.add_fallback("backup", flite, voices={ESPEAK_VOICE.id: FLITE_VOICE})
 
     def answer(self, question: bytes) -> tuple[str, bytes, int]:
         """Return the answer to a spoken question: its text, its audio, its sample rate in Hz."""
-        words = listen(self._hearing, question, 16_000)
-        self._timeline.show("hearing", f'heard "{words}"')
+        words = recognise(self._recogniser, question, 16_000)
+        self._timeline.show("recogniser", f'recognised "{words}"')
         text: list[str] = []
         try:
-            audio, sample_rate = self._speak(self._think(words, text))
+            audio, sample_rate = self._speak(self._answer(words, text))
         except SpeechError as error:
-            # The user has heard the beginning. Only the application knows what to do then; this
-            # one begins again, and the breaker keeps it from the same speaker.
-            self._timeline.show("speaking", f"was cut ({error}), so it is said again")
+            # The user has heard the beginning. Only the application can decide what to do now.
+            # This one speaks the answer again; the breaker of the broken synthesiser is open.
+            self._timeline.show("synthesiser", f"broke off ({error}), the answer is spoken again")
             audio, sample_rate = self._speak(text)
         return "".join(text), audio, sample_rate
 
-    def _think(self, words: str, text: list[str]) -> Iterator[str]:
-        """Yield the fragments of an answer as they come, and add them to a list."""
+    def _answer(self, words: str, text: list[str]) -> Iterator[str]:
+        """Yield the fragments of an answer as they arrive, and add them to a list."""
         message = llm.Message(role="user", content=words)
         request = llm.CompletionRequest(messages=(message,), max_tokens=8)
-        with self._thinking.stream_completion(request) as completion:
+        with self._llm.stream_completion(request) as completion:
             for chunk in completion:
                 text.append(chunk.content)
                 yield chunk.content
 
     def _speak(self, text: Iterable[str]) -> tuple[bytes, int]:
-        with self._speaking.synthesize_stream(text, ESPEAK_VOICE) as speech:
+        with self._synthesiser.synthesize_stream(text, ESPEAK_VOICE) as speech:
             audio = b"".join(speech)
             return audio, SAMPLE_RATES[str(speech.provider)]
 
     def cut_speech(self) -> None:
-        """Let the primary speaker be killed (SIGKILL) in each sentence."""
-        self._speaker.killed_after = 30_000
+        """Kill the primary synthesiser with SIGKILL in the middle of each sentence."""
+        self._espeak.killed_after = 30_000
 
     def kill_server(self) -> None:
-        """Kill the primary model's server (SIGKILL)."""
+        """Kill the primary model's server with SIGKILL."""
         self._server.close()
 
-    def lose_files(self) -> None:
-        """Let the primary recogniser's model and the primary speaker's program be missing."""
+    def remove_files(self) -> None:
+        """Remove the files of the primary recogniser and the primary synthesiser."""
         time.sleep(SECONDS_UNTIL_PROBE)  # so that each primary is tried again
         self._model.unlink()
-        self._speaker.program = "espeak-ng-is-missing"
+        self._espeak.program = "espeak-ng-is-missing"
 
     def repair(self) -> None:
-        """Make everything as it was."""
+        """Repair all parts."""
         self._model.symlink_to(pocketsphinx.get_model_path("en-us/en-us"))
         self._server.start()
-        self._speaker.program = "espeak-ng"
-        self._speaker.killed_after = sys.maxsize
+        self._espeak.program = "espeak-ng"
+        self._espeak.killed_after = sys.maxsize
         time.sleep(SECONDS_UNTIL_PROBE)
 
 
 def turn(assistant: Assistant, timeline: Timeline) -> bool:
-    """Ask a question aloud and listen to the answer; return whether every word came back."""
-    user = Speaker("flite", FLITE_ARGUMENTS, FLITE_VOICE)
+    """Speak a question and recognise the answer; return whether every word was recognised."""
+    user = Synthesiser("flite", FLITE_ARGUMENTS, FLITE_VOICE)
     question = b"".join(user.synthesize_stream([QUESTION], FLITE_VOICE))
-    timeline.show("user", f'says "{QUESTION}"')
+    timeline.show("user", f'asks "{QUESTION}"')
     try:
         text, audio, sample_rate = assistant.answer(question)
-    except Exception as error:  # noqa: BLE001 - whatever it is, there is no answer
+    except Exception as error:  # noqa: BLE001 - after any exception there is no answer
         timeline.show("user", f"hears nothing ({type(error).__name__}: {error})")
         return False
-    ear = Recogniser(Path(pocketsphinx.get_model_path("en-us/en-us")))
-    heard = listen(ear, audio, sample_rate)
+    listener = Recogniser(Path(pocketsphinx.get_model_path("en-us/en-us")))
+    heard = recognise(listener, audio, sample_rate)
     timeline.show("user", f'hears "{heard}"')
     return heard == " ".join(re.findall("[a-z]+", text.lower()))
 
@@ -287,21 +288,22 @@ def main() -> int:
     if missing := [program for program in ("flite", "espeak-ng") if not shutil.which(program)]:
         print(f"missing: apt-get install {' '.join(missing)}", file=sys.stderr)
         return 2
-    logging.getLogger("resilience").addHandler(logging.NullHandler())  # the timeline says it all
+    # The timeline shows the same events.
+    logging.getLogger("resilience").addHandler(logging.NullHandler())
     timeline = Timeline()
     with contextlib.ExitStack() as parts:
         assistant = Assistant(timeline, parts)
         turns: list[tuple[str, Callable[[], None]]] = [
             ("everything works", lambda: None),
-            ("the primary speaker is killed in mid-sentence", assistant.cut_speech),
-            ("the primary model's server is killed, too", assistant.kill_server),
-            ("the files of primary recogniser and speaker are missing", assistant.lose_files),
+            ("the primary synthesiser is killed in each sentence", assistant.cut_speech),
+            ("the primary model's server is killed too", assistant.kill_server),
+            ("files of the primary recogniser and synthesiser are missing", assistant.remove_files),
             ("everything is repaired", assistant.repair),
         ]
         lost = 0
-        for number, (what, happen) in enumerate(turns, start=1):
-            happen()
-            timeline.show(f"-- turn {number}", what)
+        for number, (text, prepare) in enumerate(turns, start=1):
+            prepare()
+            timeline.show(f"-- turn {number}", text)
             lost += not turn(assistant, timeline)
     print(f"{len(turns)} turns, {lost} lost")
     return 1 if lost else 0

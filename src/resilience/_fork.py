@@ -1,6 +1,7 @@
-"""Objects whose locks are replaced in a forked child.
+"""Objects whose locks are replaced, and whose threads are started again, in a forked child.
 
 A fork copies a lock that another thread holds at that moment, and in the child nobody releases it.
+It copies no other thread.
 """
 
 import os
@@ -17,7 +18,16 @@ class Forkable(Protocol):
         ...
 
 
+class Restartable(Protocol):
+    """An object with threads, which a forked child starts again."""
+
+    def _restart_after_fork(self) -> None:
+        """Start new threads, after all locks have been replaced; in the child."""
+        ...
+
+
 _forkables: "WeakSet[Forkable]" = WeakSet()
+_restartables: "WeakSet[Restartable]" = WeakSet()
 
 
 def renew_after_fork(owner: Forkable) -> None:
@@ -25,9 +35,16 @@ def renew_after_fork(owner: Forkable) -> None:
     _forkables.add(owner)
 
 
+def restart_after_fork(owner: Restartable) -> None:
+    """Have the threads of an object started in each forked child, as long as the object lives."""
+    _restartables.add(owner)
+
+
 def _renew_all() -> None:
     for owner in tuple(_forkables):
         owner._renew_after_fork()
+    for restartable in tuple(_restartables):
+        restartable._restart_after_fork()
 
 
 def _ignore(*, after_in_child: Callable[[], None]) -> None:

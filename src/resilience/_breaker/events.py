@@ -25,11 +25,23 @@ class EventQueue:
     announced after the present one.
     """
 
-    __slots__ = ("__weakref__", "_announcer", "_events", "_inside", "_listener", "_lock", "append")
+    __slots__ = (
+        "__weakref__",
+        "_announcer",
+        "_events",
+        "_inside",
+        "_listener",
+        "_lock",
+        "append",
+        "watchers",
+    )
 
     def __init__(self, listener: Callable[[StateChange], object] | None) -> None:
         """Make an empty queue for a listener."""
         self._listener = listener
+        # Called for each change, before the listener, which may be slow. They must neither block
+        # nor raise. Replaced as a whole, with the lock held; read without it.
+        self.watchers: tuple[Callable[[], object], ...] = ()
         # Reentrant, because a garbage collection or a signal may interrupt a thread that holds the
         # lock, and drop a stream or run a handler that uses this very breaker.
         self._lock = RLock()
@@ -91,6 +103,8 @@ class EventQueue:
         try:
             # Within the block: an interruption finds the event in the queue, or calls the listener.
             del self._events[0]
+            for watcher in self.watchers:
+                watcher()
             _log(change)
         finally:  # a log handler may raise, or be interrupted: the listener is called all the same
             if self._listener is not None:

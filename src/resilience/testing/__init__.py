@@ -1,4 +1,4 @@
-"""Fakes, a client's exception and a manual clock, for tests of applications and of this library.
+"""Fakes, a client's exception, a manual clock, and tests of providers.
 
 A fake follows a script with one step for each call; the last step is repeated for ever. A step is
 what the call answers, an exception that it raises, or a sequence of such items in order, among
@@ -11,8 +11,14 @@ without parameters is called, for instance to wait at a barrier.
     busy = FakeLLM(StatusError(429, retry_after=20))                   # for `resilience.http`
 
 All fakes record what they were asked, and may be shared between threads.
+
+`LLMProviderContract`, `STTProviderContract` and `TTSProviderContract` test whether a provider class
+does what its contract promises.
 """
 
+from resilience.testing._contract_llm import LLMProviderContract
+from resilience.testing._contract_stt import STTProviderContract
+from resilience.testing._contract_tts import TTSProviderContract
 from resilience.testing._fake_llm import FakeLLM, LLMItem, LLMStep
 from resilience.testing._fake_stt import FakeSession, FakeSTT, STTItem, STTStep
 from resilience.testing._fake_tts import FakeTTS, ReadText, TTSItem, TTSStep
@@ -28,12 +34,15 @@ __all__ = [
     "FakeStream",
     "FakeTTS",
     "LLMItem",
+    "LLMProviderContract",
     "LLMStep",
     "ManualClock",
     "ReadText",
     "STTItem",
+    "STTProviderContract",
     "STTStep",
     "StatusError",
     "TTSItem",
+    "TTSProviderContract",
     "TTSStep",
 ]

@@ -1,8 +1,12 @@
-"""What holds for all tests."""
+"""What holds for all tests, and fixtures that several files share."""
 
 import gc
+from collections.abc import Iterator
 
 import pytest
+
+from helpers import Hang
+from resilience.testing import ManualClock
 
 
 @pytest.hookimpl(trylast=True)
@@ -10,3 +14,26 @@ def pytest_collection_finish() -> None:
     """Leave out of every later collection what imports have made: it takes most of the time."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    """Return a clock that stands still."""
+    return ManualClock(1000.0)
+
+
+@pytest.fixture
+def hang() -> Iterator[Hang]:
+    """Return a function that hangs, at most until the end of the test."""
+    function = Hang()
+    yield function
+    function.over.set()
+
+
+@pytest.fixture
+def no_gc() -> Iterator[None]:
+    """Disable the garbage collection: what is not referred to is freed at once, or never."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()

@@ -1,7 +1,7 @@
 """Objects whose locks are replaced, and whose threads are started again, in a forked child.
 
-A fork copies a lock that another thread holds at that moment, and in the child nobody releases it.
-It copies no other thread.
+A fork copies a lock that another thread holds at that moment, and in the child no thread releases
+the copy. It copies no other thread.
 """
 
 import os
@@ -11,10 +11,10 @@ from weakref import WeakSet
 
 
 class Forkable(Protocol):
-    """An object with locks, which a forked child replaces."""
+    """An object whose locks are replaced in a forked child."""
 
     def _renew_after_fork(self) -> None:
-        """Replace the locks, and discard what other threads have left unfinished; in the child."""
+        """Replace the locks, and discard unfinished work of other threads; in the child."""
         ...
 
 
@@ -31,7 +31,7 @@ _restartables: "WeakSet[Restartable]" = WeakSet()
 
 
 def renew_after_fork(owner: Forkable) -> None:
-    """Have the locks of an object replaced in each forked child, as long as the object lives."""
+    """Register an object whose locks are replaced in each forked child, as long as it lives."""
     _forkables.add(owner)
 
 
@@ -48,7 +48,7 @@ def _renew_all() -> None:
 
 
 def _ignore(*, after_in_child: Callable[[], None]) -> None:
-    """Do nothing, where a process cannot be forked."""
+    """Do nothing; used on systems where a process cannot be forked."""
 
 
 getattr(os, "register_at_fork", _ignore)(after_in_child=_renew_all)

@@ -1,4 +1,4 @@
-"""The library's one logger, and the line for an exception that is not passed on.
+"""The library's logger, and the log line for an exception that is suppressed.
 
 Messages of foreign exceptions may quote prompts and transcripts, so only the type of an exception
 and the place where it was raised are logged.
@@ -11,7 +11,7 @@ logger = logging.getLogger("resilience")
 
 
 def log_suppressed(source: str, error: Exception) -> None:
-    """Log an exception of foreign code that must not disturb the call under way."""
+    """Log an exception of foreign code that must not affect the present call."""
     *_, (frame, line) = walk_tb(error.__traceback__)
     logger.error(
         "%s raised %s at %s:%d",

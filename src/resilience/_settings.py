@@ -14,13 +14,13 @@ from resilience.exceptions import AttemptTimeoutError, EmptyStreamError
 ExceptionFilter: TypeAlias = (
     type[BaseException] | tuple[type[BaseException], ...] | Callable[[Exception], bool]
 )
-"""Which exceptions are meant: those of a type, of one of several types, or by a predicate."""
+"""A filter of exceptions: a type, a tuple of types, or a predicate."""
 
 
-_LONGEST = 1e9  # seconds, some 30 years: finite for every clock and every lock
+_LONGEST = 1e9  # seconds, about 30 years: every clock and every lock can represent it
 
 _INTERRUPTIONS = (KeyboardInterrupt, SystemExit, GeneratorExit)
-"""Exceptions that end a program or a generator, whatever the state of a provider."""
+"""Exceptions that end a program or a generator; they say nothing about a provider."""
 
 
 def check_type(setting: str, value: object, wanted: type) -> None:
@@ -32,7 +32,7 @@ def check_type(setting: str, value: object, wanted: type) -> None:
 
 
 def check_name(setting: str, value: object) -> str:
-    """Return a string, the empty one for None."""
+    """Return a string; the empty string for None."""
     if value is None:
         return ""
     if not isinstance(value, str):
@@ -42,7 +42,7 @@ def check_name(setting: str, value: object) -> str:
 
 
 def check_count(setting: str, value: object, default: int) -> int:
-    """Return a positive whole number, the default for 0 and None."""
+    """Return a positive whole number; the default for 0 and None."""
     if value is None:
         return default
     if isinstance(value, bool) or not isinstance(value, int):
@@ -55,7 +55,7 @@ def check_count(setting: str, value: object, default: int) -> int:
 
 
 def check_seconds(setting: str, value: object, default: float) -> float:
-    """Return a duration in seconds, finite and positive, the default for 0 and None."""
+    """Return a duration in seconds, finite and positive; the default for 0 and None."""
     if value is None:
         return default
     if isinstance(value, timedelta):
@@ -84,7 +84,7 @@ def check_fraction(setting: str, value: object) -> float:
 
 
 def check_choice(setting: str, value: object, choices: tuple[str, ...]) -> None:
-    """Raise for what is none of some strings."""
+    """Raise for a value that is not one of several strings."""
     wanted = " or ".join(map(repr, choices))
     if not isinstance(value, str):
         msg = f"{setting} must be {wanted}, got {value!r}"
@@ -95,7 +95,7 @@ def check_choice(setting: str, value: object, choices: tuple[str, ...]) -> None:
 
 
 def check_callable(setting: str, value: object) -> None:
-    """Raise for what cannot be called, and for what would only return a coroutine."""
+    """Raise for a value that cannot be called, or that is a coroutine function."""
     if not callable(value):
         msg = f"{setting} must be callable, got {value!r}"
         raise TypeError(msg)
@@ -110,7 +110,7 @@ def is_kind(check: Callable[[object], bool], fn: object) -> bool:
 
 
 class Uncopyable:
-    """An object that cannot be copied or pickled, since the copy would share half of its state."""
+    """An object that cannot be copied or pickled, since a copy would share part of its state."""
 
     __slots__ = ()
 
@@ -122,14 +122,14 @@ class Uncopyable:
 
 
 def check_exception_type(setting: str, value: object, wanted: str) -> None:
-    """Raise for what is not a type of exceptions."""
+    """Raise for a value that is not an exception type."""
     if not (isinstance(value, type) and issubclass(value, BaseException)):
         msg = f"{setting} must be {wanted}, got {value!r}"
         raise TypeError(msg)
 
 
 def check_exception_filter(setting: str, value: object) -> None:
-    """Raise for what is neither a type of exceptions, nor a tuple of them, nor a predicate."""
+    """Raise for a value that is not an exception type, a tuple of them, or a predicate."""
     wanted = "an exception type, a tuple of exception types or a predicate"
     if isinstance(value, (type, tuple)):
         for each in cast("tuple[object, ...]", value) if isinstance(value, tuple) else (value,):
@@ -152,11 +152,11 @@ def _check_countable(setting: str, value: object, wanted: str) -> None:
 def matches(setting: str, wanted: ExceptionFilter, error: BaseException) -> bool:
     """Tell whether a filter includes an exception.
 
-    Types include the library's own errors for a silent provider, which no client library has. A
-    predicate is called for instances of `Exception` only; one that raises, or returns a coroutine,
-    is logged and treated as if it had returned True.
+    Types and tuples also include the library's own errors for a provider that returns nothing,
+    since no client library has such errors. A predicate is called for instances of `Exception`
+    only; one that raises, or returns a coroutine, is logged and treated as if it had returned True.
     """
-    if wanted is Exception and isinstance(error, Exception):  # by far the commonest
+    if wanted is Exception and isinstance(error, Exception):  # by far the most common case
         return True
     try:
         if isinstance(wanted, (type, tuple)):
@@ -172,7 +172,7 @@ def matches(setting: str, wanted: ExceptionFilter, error: BaseException) -> bool
 def refuse_coroutine(source: str, result: object) -> object:
     """Return a result; raise for a coroutine, which is closed."""
     if isinstance(result, Coroutine):
-        result.close()  # else Python warns that it was never awaited
+        result.close()  # otherwise Python warns that it was never awaited
         msg = f"{source} must be synchronous, but returned a coroutine"
         raise TypeError(msg)
     return result

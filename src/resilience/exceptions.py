@@ -5,11 +5,11 @@
     ├── AllFailedError         no provider of the group succeeded
     ├── AttemptTimeoutError    one attempt took too long (also a TimeoutError)
     └── EmptyStreamError       a stream ended before its first item
-    UnsupportedRequestError    raised by providers: another one may serve this request
+    UnsupportedRequestError    raised by providers: another provider may serve this request
     └── llm.ContextWindowExceededError    the request is too long for this model
 
-All of them survive `pickle` and `copy`, and can be rebuilt from their `args` after these were
-stored as JSON, as the result backends of task queues do.
+All of them can be pickled and copied, and can be rebuilt from `args` that were stored as JSON, as
+the result backends of task queues do.
 """
 
 import pickle
@@ -21,10 +21,10 @@ from typing_extensions import override
 
 
 class UnsupportedRequestError(Exception):
-    """A healthy provider cannot serve this request; another one may.
+    """A healthy provider cannot serve this request; another provider may.
 
-    Raised by providers, for instance for a picture that the model cannot see. The next provider is
-    tried, and the exception never counts: neither `failure_on` nor `fallback_on` is applied.
+    Raised by providers, for instance for a picture if the model accepts only text. The next
+    provider is tried, and the exception never counts: `failure_on` and `fallback_on` do not apply.
     """
 
 
@@ -45,8 +45,7 @@ class CircuitOpenError(ResilienceError):
             not opened by a failure.
     """
 
-    # Without a dictionary for each error, and with arguments that are in `args` already: a
-    # rejected call should cost little.
+    # The error has no dictionary, and `args` are set by `__new__`: a rejected call should be cheap.
     __slots__ = ("name", "reason", "retry_after")
 
     def __init__(
@@ -81,10 +80,10 @@ class AllFailedError(ResilienceError):
 
     Attributes:
         failures: Read-only mapping from the name of each provider to its exception, in the
-            order of the group. A provider that was skipped has a `CircuitOpenError` of its name.
-        retry_after: Shortest wait in seconds after which a call may be served: 0 if a provider
-            failed in this call and its breaker is still closed, else the shortest wait among the
-            open breakers; None if that is not known.
+            order of the group; a `CircuitOpenError` for a provider that was skipped.
+        retry_after: Shortest wait in seconds after which a call may succeed: 0 if a provider
+            failed in this call and its breaker is still closed, otherwise the shortest wait among
+            the open breakers; None if that is not known.
     """
 
     def __init__(
@@ -93,8 +92,8 @@ class AllFailedError(ResilienceError):
         """Make an error from the failures of all providers.
 
         Args:
-            failures: Failure of each provider, copied in; or the message of an error that is
-                rebuilt from its `args`, whose failures are not known.
+            failures: Failure of each provider; the mapping is copied. Or the message of an error
+                that is rebuilt from its `args`, whose failures are not known.
             retry_after: Shortest wait in seconds, None if that is not known.
         """
         known = {} if isinstance(failures, str) else dict(failures)
@@ -124,15 +123,15 @@ class AttemptTimeoutError(ResilienceError, TimeoutError):
 
     Attributes:
         provider: Name of the provider.
-        timeout: Seconds that the attempt was given.
-        hanging: How many abandoned calls still hang, if they are so many that this attempt was
-            not started; else None.
+        timeout: Time limit of the attempt in seconds.
+        hanging: Number of abandoned calls that still hang, if the attempt was not started because
+            of them; otherwise None.
     """
 
     def __init__(self, provider: str, timeout: float, hanging: int | None = None) -> None:
-        """Make an error from the provider's name, the seconds it was given and what hangs."""
+        """Make an error from the provider's name, the time limit and the number that hang."""
         super().__init__()
-        # Not passed on: `OSError` takes two for a number and a text.
+        # Set here, because `OSError` would read two arguments as an error number and a text.
         data = (provider, timeout)
         self.args: tuple[object, ...] = data if hanging is None else (*data, hanging)
         self.provider: str = provider
@@ -155,15 +154,15 @@ class EmptyStreamError(ResilienceError):
     """A stream ended before its first item."""
 
     def __init__(self, message: str = "the stream ended before its first item") -> None:
-        """Make an error with a message of its own, or the usual one."""
+        """Make an error with a message, or the default one."""
         super().__init__(message)
 
 
 def _was_skipped(error: BaseException) -> bool:
     """Tell whether an error stands for a provider that was not tried.
 
-    That is a `CircuitOpenError` made for a skipped provider, which has no traceback unlike one that
-    a provider has raised, or the `AllFailedError` of a group none of whose providers was tried.
+    It is either a `CircuitOpenError` made for a skipped provider, which has no traceback, unlike
+    one that a provider has raised; or the `AllFailedError` of a group that tried no provider.
     """
     if isinstance(error, AllFailedError):
         return bool(error.failures) and all(map(_was_skipped, error.failures.values()))
@@ -171,7 +170,7 @@ def _was_skipped(error: BaseException) -> bool:
 
 
 def _describe(error: BaseException) -> str:
-    """Return type and text of an error, also of one whose own `str` raises."""
+    """Return type and text of an error, even if its `__str__` raises."""
     name = type(error).__name__
     try:
         text = str(error)
@@ -186,7 +185,7 @@ def _list_failures(failures: Mapping[str, BaseException]) -> str:
 
 
 def _portable(error: BaseException) -> BaseException:
-    """Return the error, or where it cannot be pickled a stand-in with its type and text."""
+    """Return the error; if it cannot be pickled, a `ResilienceError` with its type and text."""
     try:
         survives = isinstance(pickle.loads(pickle.dumps(error)), BaseException)
     except Exception:

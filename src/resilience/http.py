@@ -3,8 +3,8 @@
     breaker = CircuitBreakerConfig(failure_on=is_provider_fault, retry_after=retry_after)
     config = FallbackConfig(circuit_breaker=breaker, fallback_on=may_succeed_elsewhere)
 
-No client library is imported, and nothing here raises, whatever the attributes of an exception
-are. The status decides:
+No client library is imported, and no function here raises, whatever the attributes of an exception
+are. An exception is classified by its status:
 
 =======================================================  =================  =====================
 status                                                   is_provider_fault  may_succeed_elsewhere
@@ -18,24 +18,24 @@ gRPC FAILED_PRECONDITION, ALREADY_EXISTS                 no                 no
 gRPC NOT_FOUND, PERMISSION_DENIED, UNIMPLEMENTED         no                 yes
 all other gRPC codes                                     yes                yes
 websocket close codes 1003, 1007, 1008, 1009             no                 yes
-websocket close codes 4400 to 4499                       no                 as 400 to 499
+websocket close codes 4400 to 4499                       no                 as for 400 to 499
 websocket close codes 4500 to 4599                       yes                yes
 no status, but NotImplementedError                       no                 yes
 no status, but UnsupportedRequestError                   no                 yes
 =======================================================  =================  =====================
 
-It is read from the first of these attributes that has one, as a whole number, as a member of a
-gRPC enum or as the name of one:
+The status is read from the first of these attributes that has one. It may be a whole number, a
+member of a gRPC enum, or the name of such a member:
 
 * `status_code`, `grpc_status_code`, `response.status_code`, and the `HTTPStatusCode` in the
   `response` of botocore. The error codes of AWS for throttling, quotas and failed models, which may
-  come with 400 or 424, override that status and are judged like 429.
+  come with status 400 or 424, override that status and are classified like 429.
 * `http_status`, `status` and `code` (or `code()`, as in gRPC), if the number is in the table.
   If an exception has `rcvd`, the close frame that the server sent, its code replaces `code`.
 
-An exception without a status is judged by its `__cause__`, if it has one, an `ExceptionGroup` by
-its members, and `AllFailedError` by its `failures`. For several exceptions a predicate is true if
-it is true for any of them.
+An exception without a status is classified by its `__cause__`, if it has one, an `ExceptionGroup`
+by its members, and `AllFailedError` by its `failures`. For several exceptions a predicate is true
+if it is true for any of them.
 """
 
 import time
@@ -56,16 +56,16 @@ _T = TypeVar("_T")
 _DICT = type(dict[object, object]())
 _LIST = type(list[object]())
 
-_LONGEST = 1e9  # seconds: a longer wait is nonsense, such as a time stamp sent by mistake
-_MOST = 100  # exceptions, or parts of an error's details, that are looked at
-_NO_WAIT = -1.0  # of an exception whose parts must not be read
+_LONGEST = 1e9  # seconds: a longer wait is a mistake, such as a time stamp instead of a delay
+_MOST = 100  # how many exceptions, or parts of an error's details, are read
+_NO_WAIT = -1.0  # the wait of an exception whose parts must not be read
 
 
 class _Verdict(IntEnum):
-    """What an exception means. Of several exceptions, the highest verdict applies."""
+    """How an exception is classified. For several exceptions, the highest verdict applies."""
 
     WRONG_REQUEST = 0  # no provider would accept the request
-    WRONG_PROVIDER = 1  # this provider does not accept the request, another one may
+    WRONG_PROVIDER = 1  # this provider does not accept the request, another provider may
     PROVIDER_FAULT = 2  # the provider does not work
 
 
@@ -81,43 +81,43 @@ _TABLE: tuple[tuple[Iterable[int | str], _Verdict], ...] = (  # a later row over
     (("UNAUTHENTICATED", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED"), _Verdict.PROVIDER_FAULT),
     (("OK", "CANCELLED", "UNKNOWN", "ABORTED"), _Verdict.PROVIDER_FAULT),
     (("INTERNAL", "UNAVAILABLE", "DATA_LOSS"), _Verdict.PROVIDER_FAULT),
-    # Of AWS, whose status for them is 400 or 424 in some services.
+    # AWS error codes, which some services send with status 400 or 424.
     (("Throttling", "ThrottlingException"), _Verdict.PROVIDER_FAULT),
     (("ServiceQuotaExceededException", "ModelErrorException"), _Verdict.PROVIDER_FAULT),
 )
 _VERDICTS = {status: verdict for statuses, verdict in _TABLE for status in statuses}
 _VERDICTS.update({4000 + status: _Verdict.PROVIDER_FAULT for status in range(500, 600)})
-_VERDICTS.update(  # a websocket that is closed so was refused because of the request
+_VERDICTS.update(  # the server closed the websocket because of the request
     {4000 + code: min(_VERDICTS[code], _Verdict.WRONG_PROVIDER) for code in range(400, 500)}
 )
 
 
 def is_provider_fault(exc: BaseException) -> bool:
-    """Tell whether an exception counts against the provider that raised it.
+    """Return whether an exception counts as a failure of the provider that raised it.
 
-    Made for `CircuitBreakerConfig.failure_on`. A wrong key (401) and missing credit (402) count,
-    because nobody can be served until somebody acts.
+    For `CircuitBreakerConfig.failure_on`. A wrong key (401) and missing credit (402) count, because
+    all requests fail until they are fixed.
 
     Args:
-        exc: What a client library raised, or an exception raised from it.
+        exc: Exception of a client library, or an exception raised from it.
 
     Returns:
-        What the table in the docstring of this module says; True if there is no status.
+        The value in the table of this module's docstring; True if there is no status.
     """
     return _judge(exc) is _Verdict.PROVIDER_FAULT
 
 
 def may_succeed_elsewhere(exc: BaseException) -> bool:
-    """Tell whether another provider may succeed where this exception was raised.
+    """Return whether another provider may succeed with the same request.
 
-    Made for `FallbackConfig.fallback_on`. It is true for all provider faults, and for requests
-    that only this provider refuses, such as one for a model that it does not have.
+    For `FallbackConfig.fallback_on`. It is true for all faults of a provider, and for requests that
+    only this provider refuses, such as a request for a model that it does not have.
 
     Args:
-        exc: What a client library raised, or an exception raised from it.
+        exc: Exception of a client library, or an exception raised from it.
 
     Returns:
-        What the table in the docstring of this module says; True if there is no status.
+        The value in the table of this module's docstring; True if there is no status.
     """
     return _judge(exc) is not _Verdict.WRONG_REQUEST
 
@@ -125,22 +125,24 @@ def may_succeed_elsewhere(exc: BaseException) -> bool:
 def retry_after(exc: BaseException) -> float | None:
     """Return how long the provider asks its clients to wait.
 
-    Made for `CircuitBreakerConfig.retry_after`. The first of these that can be understood counts:
+    For `CircuitBreakerConfig.retry_after`. The first of these that can be parsed is used:
 
     * the header `retry-after-ms`, in milliseconds,
-    * the header `retry-after`, in seconds or as an HTTP date, which is compared with the `date` of
-      the same response, else with the time of day; of two that were joined (`120, 120`), the first,
+    * the header `retry-after`, in seconds or as an HTTP date, which is compared with the `date`
+      header of the same response, otherwise with the system time; if two headers were joined
+      (`120, 120`), the first value,
     * Google's `RetryInfo` in `details` or `body`, as a protobuf message or as JSON.
 
-    The headers are those of `response`, else `headers` or `resp_headers` of the exception.
+    The headers are those of `response`, otherwise `headers` or `resp_headers` of the exception.
 
     Args:
-        exc: What a client library raised, or an exception raised from it.
+        exc: Exception of a client library, or an exception raised from it.
 
     Returns:
-        Seconds, 0 for a date in the past; None if there is no number from 0 to 1e9. An exception
-        that has none is judged by its `__cause__`, an `ExceptionGroup` by the longest wait of its
-        members. For `AllFailedError` it is None: each provider of a group waits for itself.
+        Seconds, 0 for a date in the past; None if there is no number from 0 to 1e9. If an exception
+        has no delay, that of its `__cause__` is returned, and for an `ExceptionGroup` the longest
+        delay of its members. For `AllFailedError` it is None: the breakers of the inner group
+        already wait.
     """
     waits = [wait for wait in _gather(exc, _own_wait) if wait is not None and wait >= 0]
     return max(waits, default=None)
@@ -155,7 +157,7 @@ def _gather(exc: BaseException, read: Callable[[BaseException], _T | None]) -> l
     """Read an exception; if that gives None, read its parts instead, and each of them once."""
     results: list[_T | None] = []
     pending, seen = [exc], {id(exc)}
-    for each in pending:  # it grows meanwhile
+    for each in pending:  # the list grows during the loop
         result = read(each)
         parts = _parts(each) if result is None and len(pending) < _MOST else []
         if not parts:
@@ -189,7 +191,7 @@ def _own_verdict(exc: BaseException) -> _Verdict | None:
 
 
 def _statuses(exc: BaseException) -> Iterator[tuple[object, _Verdict | None]]:
-    """Yield what may be a status, and the verdict for a number that is not in the table."""
+    """Yield values that may be a status, and the verdict for a number not in the table."""
     response = _attribute(exc, "response")
     yield _attribute(exc, "status_code"), _Verdict.PROVIDER_FAULT
     yield _attribute(exc, "grpc_status_code"), _Verdict.PROVIDER_FAULT
@@ -198,7 +200,7 @@ def _statuses(exc: BaseException) -> Iterator[tuple[object, _Verdict | None]]:
     yield _item(_item(response, "ResponseMetadata"), "HTTPStatusCode"), _Verdict.PROVIDER_FAULT
     yield _attribute(exc, "http_status"), None
     yield _attribute(exc, "status"), None
-    # Last, and never beside `rcvd`: to read `code` is deprecated in aiohttp and websockets.
+    # Last, and never if there is `rcvd`: reading `code` is deprecated in aiohttp and websockets.
     yield _called(_attribute(_attribute(exc, "rcvd", exc), "code")), None
 
 
@@ -210,7 +212,7 @@ def _status(value: object) -> int | str | None:
     return _integer(value)
 
 
-# ---- the wait
+# ---- the delay
 
 
 def _own_wait(exc: BaseException) -> float | None:
@@ -236,7 +238,7 @@ def _headers(exc: BaseException) -> Iterator[object]:
 
 
 def _header(headers: object, name: str) -> str | None:
-    """Return a header, the first of several, from any mapping and in any spelling."""
+    """Return the first header of a name, in upper or lower case, from any mapping."""
     try:
         items = getattr(headers, "items", dict[object, object]().items)
         found = [_text(value) for key, value in items() if _text(key).lower() == name]
@@ -259,7 +261,7 @@ def _sensible(seconds: float | None) -> float | None:
 
 
 def _seconds_between(start: str | None, end: str | None) -> float | None:
-    """Return the time between two HTTP dates; without a start, the time from now on."""
+    """Return the time between two HTTP dates; without a start, the time from now."""
     begin, stop = (_tried(partial(_time_stamp, date or "")) for date in (start, end))
     begin = time.time() if begin is None else begin
     return _sensible(None if stop is None else max(0.0, stop - begin))
@@ -274,7 +276,7 @@ def _time_stamp(value: str) -> float:
 def _retry_info(*details: object) -> float | None:
     """Find Google's RetryInfo: an object with a `retry_delay`, or JSON with a `retryDelay`."""
     pending = list(details)
-    for each in islice(pending, _MOST):  # it grows meanwhile
+    for each in islice(pending, _MOST):  # the list grows during the loop
         wait = _duration(_attribute(each, "retry_delay"))
         if _is(text := _item(each, "retryDelay"), str):
             wait = _seconds(str.removesuffix(text, "s"))
@@ -292,16 +294,16 @@ def _duration(delay: object) -> float | None:
     return _sensible(whole + billionths / 1e9) if max(whole, billionths) <= _LONGEST else None
 
 
-# ---- attributes, which may be anything
+# ---- reading attributes of any value
 
 
 def _is(value: object, kind: type[_T]) -> TypeIs[_T]:
-    """Tell whether a value is of a type, without asking the value."""
+    """Tell whether a value is of a type, without calling code of the value."""
     return issubclass(type(value), kind)
 
 
 def _integer(value: object) -> int | None:
-    """Return a plain integer, whose comparisons are Python's own."""
+    """Return a plain `int`, not an instance of a subclass that compares in its own way."""
     return int.__int__(value) if _is(value, int) and not _is(value, bool) else None
 
 

@@ -1,11 +1,11 @@
-"""The contract of a language model: what a provider does and the values it exchanges.
+"""The contract of a language model: the methods of a provider, and their arguments and results.
 
-An application writes a class for each client library that it uses, and need not inherit from
-`Provider`: having its methods is enough. The values may be subclassed.
+An application has a class for each client library that it uses. The class need not inherit from
+`Provider`: it is enough that it has the methods. The values may be subclassed.
 
-`extra`, where a value has it, holds what a single vendor understands, in a mapping with the
-vendor's name as the key: `extra={"anthropic": ...}`. A provider reads its own key and ignores the
-others. `extra` takes part in comparisons with `==`, but not in hashes or in the `repr`.
+Some values have a field `extra`, for data that only one vendor understands. It is a mapping with
+the vendor's name as the key: `extra={"anthropic": ...}`. A provider reads its own key and ignores
+the others. `extra` takes part in comparisons with `==`, but not in hashes or in the `repr`.
 """
 
 from abc import abstractmethod
@@ -30,7 +30,7 @@ class Media:
     Attributes:
         media_type: Its MIME type, such as "image/png", "audio/wav" or "application/pdf".
         data: Its bytes; None if there is a `uri`. Not in the `repr`.
-        uri: Where the vendor finds it: a URL, or what the vendor calls an uploaded file; None if
+        uri: Where the vendor finds it: a URL, or the vendor's name of an uploaded file; None if
             there are `data`.
         name: Name of the file.
     """
@@ -41,7 +41,7 @@ class Media:
     name: str | None = None
 
     def __post_init__(self) -> None:
-        """Check that there is one source.
+        """Check that there is either `data` or `uri`.
 
         Raises:
             ValueError: There are both `data` and `uri`, or neither.
@@ -57,10 +57,10 @@ class ToolCall:
     """A model's request to call a function.
 
     Attributes:
-        id: Name of this call, to which the result refers.
+        id: Id of this call, to which the result refers.
         name: Name of the function.
         arguments: Its arguments as JSON text, as the model wrote it.
-        extra: What the vendor must get back with this call, such as a signature.
+        extra: Data that the vendor must get back with this call, such as a signature.
     """
 
     id: str
@@ -71,7 +71,7 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolDefinition:
-    """A function that a model may ask to be called.
+    """A function that a model may call.
 
     Attributes:
         name: Name of the function.
@@ -94,13 +94,13 @@ class Message:
         role: Who wrote it: "system" or "developer" (instructions; a provider whose vendor has only
             one of the two uses that), "user", "assistant", or "tool" (the result of a call).
         content: Its text; may be empty if there are tool calls or attachments.
-        name: Which of several speakers of the same role.
-        tool_calls: Calls that an assistant's message asks for.
+        name: Name of the speaker, if several have the same role.
+        tool_calls: Calls that an assistant's message requests.
         tool_call_id: In a tool's message, the call that it answers.
         attachments: Pictures and other files, which follow the text.
-        reasoning: The model's reasoning that led to an assistant's message, as text.
-        extra: What the vendor must get back verbatim with this message, such as signed or encrypted
-            reasoning. Other vendors get the message without it.
+        reasoning: The model's reasoning before an assistant's message, as text.
+        extra: Data that the vendor must get back unchanged with this message, such as signed or
+            encrypted reasoning. Other vendors get the message without it.
     """
 
     role: Role
@@ -115,28 +115,29 @@ class Message:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompletionRequest:
-    """A conversation that a model is to continue.
+    """A request to continue a conversation.
 
-    A provider that cannot do what a field asks for raises `UnsupportedRequestError`; it never
-    ignores the field. None stands for the provider's default everywhere.
+    A provider that does not support a field raises `UnsupportedRequestError`; it never ignores the
+    field. None selects the provider's default.
 
     Attributes:
         messages: The conversation, oldest message first.
-        tools: Functions that the model may ask for.
+        tools: Functions that the model may call.
         tool_choice: "auto" (the model decides), "none" (no call), "required" (at least one call),
-            or the name of the function that the model must ask for.
+            or the name of the function that the model must call.
         response_format: JSON schema that the text of the answer must match. Not in the hash.
-        temperature: How freely the model chooses, from 0.
-        top_p: Share of the probability from which it chooses, from 0 to 1.
-        max_tokens: Longest answer in tokens.
-        stop: Texts before which the answer ends.
-        seed: Number with which the model's choices can be repeated, as far as the vendor can.
+        temperature: Sampling temperature, 0 or more.
+        top_p: Nucleus sampling: share of the probability mass from which tokens are sampled, from 0
+            to 1.
+        max_tokens: Maximum length of the answer in tokens.
+        stop: Stop sequences: the answer ends before the first of them.
+        seed: Seed for repeatable sampling, as far as the vendor supports it.
         reasoning_effort: How much the model reasons: "none", "minimal", "low", "medium", "high", or
-            another word of the vendor's.
-        model: Model that answers, by the vendor's name. After failover the next provider gets the
-            same name, so one that does not have it raises.
-        timeout: Seconds that the client waits for the vendor; `attempt_timeout` is independent of
-            it.
+            another value of the vendor.
+        model: The vendor's name of the model that answers. After failover the next provider gets
+            the same name, so a provider that does not have this model raises.
+        timeout: Timeout of the client for this request, in seconds; independent of
+            `attempt_timeout`.
         extra: Options of one vendor.
     """
 
@@ -160,11 +161,11 @@ class Usage:
     """The tokens that an answer used.
 
     Attributes:
-        prompt_tokens: Tokens of the request, cached ones included.
-        completion_tokens: Tokens of the answer, reasoning included.
-        cache_read_tokens: Those of the request that were read from the vendor's cache.
-        cache_write_tokens: Those of the request that were written to the vendor's cache.
-        reasoning_tokens: Those of the answer that were reasoning.
+        prompt_tokens: Tokens of the request, including cached ones.
+        completion_tokens: Tokens of the answer, including reasoning.
+        cache_read_tokens: Tokens of the request that were read from the vendor's cache.
+        cache_write_tokens: Tokens of the request that were written to the vendor's cache.
+        reasoning_tokens: Tokens of the answer that were used for reasoning.
     """
 
     prompt_tokens: int = 0
@@ -185,18 +186,18 @@ class CompletionResponse:
 
     Attributes:
         content: Its text.
-        tool_calls: Functions that the model asks to be called.
+        tool_calls: Calls that the model requests.
         reasoning: The model's reasoning, as text.
-        refusal: The text with which the model declined, if the vendor keeps it apart from
-            `content`.
+        refusal: The text with which the model refused, if the vendor separates it from `content`.
         finish_reason: Why it ended: "stop", "length" (`max_tokens` or the window is used up),
             "tool_calls" or "content_filter". The provider translates its vendor's words into
-            these, and passes an unknown one on as it is. None if the vendor does not say.
+            these, and passes on an unknown one unchanged. None if the vendor does not report it.
         usage: The tokens that it used, if the vendor reports them.
-        model: Model that answered, by the vendor's name.
+        model: The vendor's name of the model that answered.
         id: The vendor's id of the answer.
         provider: Name of the provider that answered, set by `LLMFallback`.
-        extra: What the vendor must get back verbatim with this answer, and what it alone reports.
+        extra: Data that the vendor must get back unchanged with this answer, and data that only
+            this vendor reports.
     """
 
     content: str = ""
@@ -214,8 +215,8 @@ class CompletionResponse:
     def message(self) -> Message:
         """The answer as the assistant's message, to be appended to the next request.
 
-        A refusal is its content if there is no other. `tool_calls`, `reasoning` and `extra` are
-        those of the answer.
+        If there is no content, the refusal is used as the content. `tool_calls`, `reasoning` and
+        `extra` are those of the answer.
         """
         return Message(
             role="assistant",
@@ -231,22 +232,22 @@ class Chunk:
     """A piece of an answer.
 
     A chunk is empty if it has no content, tool calls, reasoning, refusal, finish reason or usage.
-    `LLMFallback` does not pass on empty chunks at the beginning of a stream, so what else such a
-    chunk has must be repeated in a later one.
+    `LLMFallback` does not pass on empty chunks at the beginning of a stream, so other data of such
+    a chunk must be repeated in a later one.
 
     Attributes:
         content: The next part of its text.
-        tool_calls: Functions that the model asks to be called, each one complete.
+        tool_calls: Calls that the model requests, each one complete.
         reasoning: The next part of the model's reasoning.
-        refusal: The next part of the text with which the model declines.
-        finish_reason: Why the answer ended, in one of the last chunks; None before. The words are
+        refusal: The next part of the text with which the model refuses.
+        finish_reason: Why the answer ended, in one of the last chunks; None before. The values are
             those of `CompletionResponse.finish_reason`.
         usage: The tokens that the answer used, if the vendor reports them, in one of the last
             chunks.
-        model: Model that answers, by the vendor's name, in one or more of the chunks.
+        model: The vendor's name of the model that answers, in one or more of the chunks.
         id: The vendor's id of the answer, in one or more of the chunks.
-        extra: What the vendor must get back verbatim with this answer, whole in one of the last
-            chunks, and what it alone reports.
+        extra: Data that the vendor must get back unchanged with this answer, complete in one of the
+            last chunks, and data that only this vendor reports.
     """
 
     content: str = ""
@@ -265,14 +266,14 @@ class ModelCapabilities:
     """What a model can do.
 
     Attributes:
-        context_window: Tokens that request and answer may have together.
-        max_output_tokens: Tokens that an answer may have; None if nothing but the window limits it.
-        supports_tools: Whether it can ask for functions to be called.
+        context_window: Maximum number of tokens of request and answer together.
+        max_output_tokens: Maximum number of tokens of an answer; None if only the window limits it.
+        supports_tools: Whether it can request function calls.
         supports_vision: Whether it understands pictures.
         supports_streaming: Whether it answers piece by piece.
         supports_structured_output: Whether its answer can be made to match a JSON schema.
         supports_reasoning: Whether it reasons before it answers.
-        supports_audio: Whether it understands recordings.
+        supports_audio: Whether it understands audio.
     """
 
     context_window: int
@@ -288,16 +289,16 @@ class ModelCapabilities:
 class Provider(Protocol):
     """A language model.
 
-    A method that cannot do its work raises; it never returns something empty instead. Which
-    exceptions it raises is up to the provider, with one exception: if the model works but cannot
-    do what a request asks for (a picture without vision, a forced tool), it raises
+    A method that cannot do its work raises an exception; it never returns an empty result instead.
+    A provider may raise any exceptions, with one rule: if the model works but does not support what
+    a request asks for (a picture for a model without vision, a forced tool), the provider raises
     `UnsupportedRequestError`, and `ContextWindowExceededError` if the request is too long. It never
-    leaves out what it cannot carry.
+    ignores a field that it does not support.
 
-    A conversation may come from another vendor: a provider hands back verbatim what is in `extra`
-    under its own key, and sends messages of other vendors without their `extra`.
+    A conversation may contain messages of other vendors: a provider sends the data in `extra` under
+    its own key unchanged, and sends messages of other vendors without their `extra`.
 
-    One provider may be called by several threads at a time.
+    Several threads may call one provider at the same time.
     """
 
     @abstractmethod
@@ -320,13 +321,13 @@ class Provider(Protocol):
     def stream_completion(self, request: CompletionRequest) -> Iterable[Chunk]:
         """Answer a request piece by piece.
 
-        The work may begin with this call or with the first `next()`. If what is returned has a
+        The work may begin with this call or with the first `next()`. If the returned object has a
         method `close()`, it is called once when the answer has ended or is no longer needed, by any
         thread, but not while a `next()` is under way.
 
-        What shows that the model works is passed on at once: reasoning as chunks with `reasoning`,
-        each part of a tool call that is not complete as an empty chunk, `Chunk()`. A silent
-        provider may be given up.
+        Signs of work are passed on at once: reasoning as chunks with `reasoning`, each part of an
+        incomplete tool call as an empty chunk, `Chunk()`. A provider that sends nothing for too
+        long may time out.
 
         Args:
             request: The conversation to continue.
@@ -352,7 +353,7 @@ class Provider(Protocol):
             Number of tokens, exact or estimated.
 
         Raises:
-            Exception: They cannot be counted.
+            Exception: The tokens cannot be counted.
         """
         ...
 
@@ -361,6 +362,6 @@ class Provider(Protocol):
         """Describe the model.
 
         Returns:
-            What it can do; the same at each call.
+            What the model can do; the same at each call.
         """
         ...

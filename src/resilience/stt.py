@@ -1,8 +1,8 @@
-"""The contract of a speech recogniser: what a provider does and the values it exchanges.
+"""The contract of a speech recogniser: the methods of a provider, and their arguments and results.
 
-The values may be subclassed. `extra`, where a value has it, holds what a single vendor understands,
-in a mapping with the vendor's name as the key. A provider reads its own key and ignores the others.
-`extra` takes part in comparisons with `==`, but not in hashes or in the `repr`.
+The values may be subclassed. Some have a field `extra`, for data that only one vendor understands.
+It is a mapping with the vendor's name as the key. A provider reads its own key and ignores the
+others. `extra` takes part in comparisons with `==`, but not in hashes or in the `repr`.
 """
 
 from abc import abstractmethod
@@ -17,7 +17,7 @@ class Keyword:
 
     Attributes:
         text: The phrase.
-        boost: How much likelier than otherwise, on the provider's scale.
+        boost: How much more likely the phrase is, on the provider's scale.
     """
 
     text: str
@@ -26,10 +26,10 @@ class Keyword:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamConfig:
-    """The audio of a session, and what to make of it.
+    """The audio of a session, and how to recognise it.
 
-    A provider that cannot do what a field asks for raises `UnsupportedRequestError`; it never
-    ignores the field.
+    A provider that does not support a field raises `UnsupportedRequestError`; it never ignores the
+    field.
 
     Attributes:
         sample_rate: Samples of one channel in a second, in Hz.
@@ -38,8 +38,8 @@ class StreamConfig:
             "opus", "flac", or another that the provider documents.
         language: BCP-47 tag of the language; None for the provider to detect it.
         keywords: Phrases that are likely to occur.
-        interim_results: Whether transcripts that may still change are wanted, if the recogniser has
-            them.
+        interim_results: Whether the recogniser should return transcripts that may still change, if
+            it has them.
         extra: Options of one vendor.
     """
 
@@ -60,9 +60,9 @@ class Word:
         text: The word.
         start: Seconds from the beginning of the session.
         duration: Seconds that it takes.
-        confidence: From 0, a guess, to 1, certain; None if the provider does not say.
-        speaker: Who says it, by a label that holds within the session; None if the provider does
-            not say.
+        confidence: From 0 (a guess) to 1 (certain); None if the provider does not report it.
+        speaker: Label of the speaker, valid within the session; None if the provider does not
+            report it.
     """
 
     text: str
@@ -74,22 +74,23 @@ class Word:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Transcript:
-    """What was recognised in a stretch of audio.
+    """The text that was recognised in a part of the audio.
 
     Attributes:
         text: The words.
         is_final: Whether it will not change any more.
-        confidence: From 0, a guess, to 1, certain; None if the provider does not say.
+        confidence: From 0 (a guess) to 1 (certain); None if the provider does not report it.
         start: Seconds from the beginning of the session.
         duration: Seconds that it covers.
-        words: Each word by itself, if the provider says.
-        ends_utterance: Whether the speaker has finished, as far as the provider can tell. Such a
+        words: The words one by one, if the provider reports them.
+        ends_utterance: Whether the speaker has finished, as far as the provider can detect. Such a
             transcript may have no text.
-        speaker: Who says it, by a label that holds within the session; None if the provider does
-            not say, or there are several.
+        speaker: Label of the speaker, valid within the session; None if the provider does not
+            report it, or there are several speakers.
         channel: Channel of the audio, from 0; None if all were recognised together.
-        language: BCP-47 tag of the language that was recognised; None if the provider does not say.
-        extra: What one vendor alone reports.
+        language: BCP-47 tag of the language that was recognised; None if the provider does not
+            report it.
+        extra: Data that only this vendor reports.
     """
 
     text: str
@@ -108,49 +109,49 @@ class Transcript:
 class SessionHandle(Protocol):
     """A recognition session that has been started.
 
-    One thread may send audio while others read transcripts. A method that cannot do its work
-    raises; a session that is broken does not end its transcripts as if nothing had happened.
+    One thread may send audio while others read transcripts. A method that cannot do its work raises
+    an exception; if a session breaks off, its transcripts raise an exception, they do not end.
 
-    A session may have one more method, `finish()`, which takes nothing and returns None: no more
-    audio comes, and the transcripts end by themselves after the last words. It does not wait for
-    them; `close()` is still called afterwards. It is no member of the protocol, since not every
-    recogniser can do it: the session of `STTFallback` always has it, and it does nothing if the
-    provider's session has none.
+    A session may have one more method, `finish()`, which has no arguments and returns None. It
+    tells the recogniser that the audio has ended, so that the transcripts end after the last words.
+    It does not wait for them; `close()` is still called afterwards. It is not a member of the
+    protocol, since not every recogniser supports it. The session of `STTFallback` always has it;
+    there it does nothing if the provider's session has no `finish()`.
     """
 
     @abstractmethod
     def send_audio(self, audio: bytes) -> None:
-        """Send the next stretch of audio.
+        """Send the next piece of audio.
 
         Args:
             audio: Samples in the format of the session's configuration, any number of them.
 
         Raises:
-            Exception: The session cannot take it.
+            Exception: The session cannot accept the audio.
         """
         ...
 
     @abstractmethod
     def partials(self) -> Iterable[Transcript]:
-        """Return transcripts that may still change, as they come.
+        """Return transcripts that may still change, as they arrive.
 
         Returns:
-            An iterable that waits for the next one, and ends with the session.
+            An iterable that waits for the next transcript, and ends with the session.
 
         Raises:
-            Exception: The session is broken; iterating may raise it, too.
+            Exception: The session is broken; iterating may raise it too.
         """
         ...
 
     @abstractmethod
     def finals(self) -> Iterable[Transcript]:
-        """Return transcripts that will not change any more, as they come.
+        """Return transcripts that will not change any more, as they arrive.
 
         Returns:
-            An iterable that waits for the next one, and ends with the session.
+            An iterable that waits for the next transcript, and ends with the session.
 
         Raises:
-            Exception: The session is broken; iterating may raise it, too.
+            Exception: The session is broken; iterating may raise it too.
         """
         ...
 
@@ -162,16 +163,16 @@ class SessionHandle(Protocol):
             keywords: The new phrases.
 
         Raises:
-            Exception: The provider cannot change them in a session.
+            Exception: The provider cannot change the phrases during a session.
         """
         ...
 
     @abstractmethod
     def close(self) -> None:
-        """End the session and release what it holds.
+        """End the session and release its resources.
 
-        Any thread may call it, also while others wait for transcripts, which end then. Closing it
-        again does nothing.
+        Any thread may call it, even while other threads wait for transcripts; it ends the
+        transcripts. Closing a session again does nothing.
         """
         ...
 
@@ -179,25 +180,25 @@ class SessionHandle(Protocol):
 class Provider(Protocol):
     """A speech recogniser.
 
-    A method that cannot do its work raises. One provider may be called by several threads at a
-    time.
+    A method that cannot do its work raises an exception. Several threads may call one provider at
+    the same time.
     """
 
     @abstractmethod
     def start_stream(self, config: StreamConfig) -> SessionHandle:
         """Start a session, and return it when it is ready for audio.
 
-        A session is not moved to another provider once it has been returned. So whatever can fail
-        at the beginning (connection, handshake, authorisation) belongs in this call.
+        A session is not moved to another provider once it has been returned. So connect, complete
+        the handshake and authorise in this call.
 
         Args:
             config: The audio of the session.
 
         Returns:
-            A session, which the caller closes.
+            A session; the caller closes it.
 
         Raises:
-            UnsupportedRequestError: The recogniser cannot do what the configuration asks for.
+            UnsupportedRequestError: The recogniser does not support the configuration.
             Exception: The session cannot be started.
         """
         ...

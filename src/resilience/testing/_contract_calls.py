@@ -54,9 +54,11 @@ class ProviderCall(Generic[R]):
         return not self._thread.is_alive()
 
     def error(self) -> BaseException | None:
-        """Return what the call raised; fail if it hangs."""
+        """Return what the call raised; fail if it hangs, or if a check in it has failed."""
         if not self.wait():
-            fail(f"{self._operation} has not returned after {self._limit:g} s: {self._advice}")
+            fail(f"{self._operation} takes longer than {self._limit:g} s: {self._advice}")
+        if isinstance(self._error, AssertionError):
+            raise self._error
         return self._error
 
     def result(self) -> R:

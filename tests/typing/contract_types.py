@@ -1,5 +1,6 @@
 """What type checkers must accept, and must refuse, about the contracts; this is never run."""
 
+import unittest
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import assert_type
@@ -7,7 +8,15 @@ from typing import assert_type
 from typing_extensions import override
 
 from resilience import UnsupportedRequestError, llm, stt, tts
-from resilience.testing import FakeLLM, FakeSession, FakeSTT, StatusError
+from resilience.testing import (
+    FakeLLM,
+    FakeSession,
+    FakeSTT,
+    LLMProviderContract,
+    StatusError,
+    STTProviderContract,
+    TTSProviderContract,
+)
 
 # a conversation
 
@@ -114,3 +123,40 @@ assert_type(FakeSTT().start_stream(stt.StreamConfig()), FakeSession)
 assert_type(FakeSession(finishing=StatusError(503)).finish(), None)
 assert_type(StatusError(429, retry_after=0.5).status_code, int)
 StatusError("429")  # type: ignore[arg-type]
+
+# contract tests
+
+
+class TestFake(LLMProviderContract, unittest.TestCase):
+    """A user's test class, for both runners."""
+
+    time_limit = 2
+    tool_request = request
+    unsupported_requests = (request,)
+
+    @override
+    def make_provider(self) -> FakeLLM:
+        return FakeLLM()
+
+    @override
+    def make_broken_provider(self) -> llm.Provider:
+        return FakeLLM(ConnectionError("refused"))
+
+    @override
+    def close_provider(self, provider: llm.Provider) -> None:
+        assert_type(provider.capabilities(), llm.ModelCapabilities)
+
+
+class TestWrong(STTProviderContract):
+    """What checkers must refuse in a test class."""
+
+    audio = "speech"  # type: ignore[assignment]
+
+    @override
+    def make_provider(self) -> llm.Provider:  # type: ignore[override]
+        return FakeLLM()
+
+
+assert_type(TestFake().make_interrupted_provider(), llm.Provider | None)
+assert_type(TTSProviderContract.voice, tts.VoiceProfile)
+assert_type(STTProviderContract().make_provider(), stt.Provider)

@@ -61,19 +61,26 @@ class Gate:
         """Wait until a thread waits at the gate; in a task."""
         assert await asyncio.to_thread(self._reached.wait, LIMIT)
 
-    def open(self) -> None:
+    def open(self, *, join: bool = True) -> None:
         """Let the thread go on, and wait until no thread of the bridge is left."""
         self._open.set()
-        join_threads()
+        if join:
+            join_threads()
 
 
 @final
 class Source:
     """An iterator over 1000 numbers that keeps the thread of each step."""
 
-    def __init__(self, count: int = 1000, gate: Callable[[], object] = lambda: None) -> None:
-        """Return so many numbers, with a gate after the first."""
+    def __init__(
+        self,
+        count: int = 1000,
+        gate: Callable[[], object] = int,
+        closing: Callable[[], object] = int,
+    ) -> None:
+        """Return so many numbers, with a gate after the first and one before it is closed."""
         self._gate = gate
+        self._closing = closing
         self._count = count
         self.threads: list[int] = []
         self.returned = 0
@@ -102,6 +109,7 @@ class Source:
     def close(self) -> None:
         """Record the closing."""
         self.threads.append(threading.get_ident())
+        self._closing()
         self.closed += 1
         self.is_closed.set()
 

@@ -115,13 +115,14 @@ class TestCall:
 
         async def main() -> None:
             gate = Gate()
-            busy = aio.stream(Source(gate=gate).open)
-            waiting = start(anext(busy))
-            assert await waiting == 1
+            source = Source(gate=gate)
+            busy = aio.stream(source.open)
+            assert await anext(busy) == 1
             await gate.reached()
             with monkeypatch.context() as patch:
                 patch.setattr(threading.Thread, "start", fail)
                 await busy.aclose()
+                assert source.closed == 0
                 stream = aio.stream(Source().open)
                 for failing in (aio.call(int), anext(stream), aio.session(int).__aenter__()):
                     with pytest.raises(RuntimeError, match="can't start"):
@@ -199,6 +200,9 @@ class TestStream:
             raise error
 
         async def main() -> None:
+            async with aio.stream(source) as stream:
+                join_threads()
+                await stream.__aenter__()  # does not take the error from the reader
             stream = aio.stream(source)
             assert await anext(stream) == 1
             with pytest.raises((ValueError, RuntimeError)) as caught:
@@ -326,18 +330,32 @@ class TestStream:
         assert fake.streams[0].closed == 1
 
     def test_closed_by_another_thread(self, loop: str) -> None:
-        """A task that waits for an item gets the end; what was read ahead is dropped."""
-        gate = Gate()
-        source = Source(gate=gate)
+        """A task that waits for an item gets the end; what was read ahead is dropped.
+
+        It does not wait for the `close()` of the provider, as `aclose()` does.
+        """
+        gate, closing = Gate(), Gate()
+        seen: list[str] = []
+
+        def close() -> None:
+            seen.append(VARIABLE.get())
+            closing()
+
+        source = Source(gate=gate, closing=close)
 
         async def main() -> None:
+            VARIABLE.set("the caller's")
             stream = aio.stream(source.open)
             assert await anext(stream) == 1
             task = start(anext(stream, "end"))
             await gate.reached()
             await asyncio.to_thread(stream.close)
             assert await task == "end"
-            assert await asyncio.to_thread(source.is_closed.wait, LIMIT)  # from outside
+            await closing.reached()
+            assert not source.is_closed.is_set()
+            closing.open(join=False)
+            await stream.aclose()
+            assert source.closed == 1
             gate.open()
             stream = aio.stream(range, 3)
             assert await anext(stream) == 0
@@ -346,28 +364,43 @@ class TestStream:
 
         run(loop, main())
 
-    def test_a_generator_is_closed_by_its_thread(self, loop: str) -> None:
-        """So it can reset what it has set, though it is cancelled while it runs."""
+        assert set(seen) == {"the caller's"}
+
+    @pytest.mark.parametrize("has_yielded", [False, True])
+    def test_a_generator_is_closed_by_its_thread(self, loop: str, *, has_yielded: bool) -> None:
+        """So it can reset what it has set, though it is closed while it runs, or has just run."""
         gate = Gate()
         ends: list[str] = []
+
+        class LateLock:
+            def __enter__(self) -> None:
+                if ends == ["near"] and threading.current_thread() is not threading.main_thread():
+                    gate()
+
+            def __exit__(self, *_: object) -> None:
+                pass
 
         def source() -> Iterator[int]:
             token = VARIABLE.set("its own")
             try:
                 yield 1
-                gate()
+                if not has_yielded:
+                    gate()
+                ends.append("near")
                 yield 2
             finally:
                 VARIABLE.reset(token)
                 ends.append(VARIABLE.get())
 
         async def main() -> None:
-            async with aio.stream(source) as stream:
+            stream = aio.stream(source)
+            stream._reader._lock = LateLock()  # type: ignore[assignment]
+            async with stream:
                 assert await anext(stream) == 1
                 await cancel(anext(stream), gate)
 
         run(loop, main())
-        assert ends == []
+        assert "nobody's" not in ends
         gate.open()
 
-        assert ends == ["nobody's"]
+        assert ends == ["near", "nobody's"]

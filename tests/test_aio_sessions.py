@@ -5,10 +5,12 @@ import gc
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from contextlib import aclosing, suppress
 from pathlib import Path
 from textwrap import dedent
+from typing import Any
 
 import pytest
 
@@ -116,15 +118,17 @@ class TestSession:
         run(loop, main())
 
     def test_its_end_closes_its_streams(self, loop: str) -> None:
-        """Also one that nobody reads, and whose thread waits for that."""
+        """Also one that nobody reads, and whose thread waits for that. It forgets ended ones."""
         source = Source()
 
         async def main() -> aio.Stream[int]:
             async with aio.session(object) as session:
-                async with session.stream(lambda _: ()) as ended:
-                    assert [item async for item in ended] == []
                 stream = session.stream(lambda _: source.open())
                 assert await anext(stream) == 1
+                for _ in range(3):
+                    async with session.stream(lambda _: ()) as ended:
+                        assert [item async for item in ended] == []
+                assert len(session._readers) == 2
                 return stream
 
         held = run(loop, main())
@@ -152,20 +156,34 @@ class TestSession:
         assert places >= 5
         assert sources
 
-    def test_cancelled_while_it_is_opened(self, loop: str) -> None:
-        """The task ends at once; what is opened later is closed."""
+    @pytest.mark.parametrize("use", [aio.stream, aio.session])
+    def test_cancelled_while_it_is_opened(self, loop: str, use: Callable[..., Any]) -> None:
+        """The task ends at once; what is opened later is closed, and not read."""
         gate = Gate()
         source = Source()
 
-        def opened() -> Source:
-            gate()
-            return source
-
-        run(loop, cancel(aio.session(opened).__aenter__(), gate))
+        run(loop, cancel(use(lambda: gate() or source).__aenter__(), gate))
         assert source.closed == 0
         gate.open()
 
         assert source.closed == 1
+        assert source.returned == 0
+
+    @pytest.mark.parametrize("use", [aio.stream, aio.session])
+    def test_a_slow_opening(self, loop: str, use: Callable[..., Any]) -> None:
+        """Entering waits until it is open; a stream need not have an item by then."""
+        opening, reading = Gate(), Gate()
+
+        async def main() -> None:
+            used = use(lambda: opening() or iter(reading, None))
+            task = start(used.__aenter__())
+            await opening.reached()
+            opening.open(join=False)
+            assert await task is used
+            await used.aclose()
+
+        run(loop, main())
+        reading.open()
 
     def test_a_cancelled_call_leaves_it_open(self, loop: str) -> None:
         """The call goes on in its thread; the session can be used."""
@@ -236,6 +254,10 @@ class TestEndOfStream:
         run(loop, main())
 
         assert source.threads == []
+        incomplete: list[Any] = [aio.Stream, aio.Session]
+        for cls in incomplete:
+            with pytest.raises(TypeError):
+                cls()
 
     @pytest.mark.parametrize("is_silent", [False, True])
     def test_dropped_without_a_loop(self, loop: str, *, is_silent: bool) -> None:
@@ -288,22 +310,62 @@ class TestEndOfStream:
         run(loop, main())
 
     def test_an_error_after_closing(self, loop: str) -> None:
-        """What a provider raises because it was closed is discarded."""
+        """What a busy provider raises because it is closed, and when it is, is discarded."""
         gate = Gate()
 
-        def source() -> Iterator[int]:
-            yield 1
-            gate()
+        def fail() -> None:
             raise ConnectionError
 
         async def main() -> None:
-            async with aio.stream(source) as stream:
+            async with aio.stream(
+                Source(gate=lambda: gate() or fail(), closing=fail).open
+            ) as stream:
                 assert await anext(stream) == 1
                 await gate.reached()
             gate.open()
             assert await anext(stream, "end") == "end"
 
         run(loop, main())
+
+
+def test_discarded_errors_are_freed() -> None:
+    """An error that nobody gets refers to a request, and is freed without the garbage collector."""
+    errors: list[weakref.ref[Exception]] = []
+
+    class FailureError(Exception):
+        """Unlike a built-in exception it can be weakly referenced."""
+
+    def fail(gate: Gate) -> None:
+        gate()
+        error = FailureError()
+        errors.append(weakref.ref(error))
+        try:
+            raise error
+        finally:
+            del error
+
+    def source() -> Iterator[int]:
+        yield 1
+        fail(ahead)
+
+    async def main() -> aio.Stream[int]:
+        stream = aio.stream(source)
+        await stream.__aenter__()
+        await ahead.reached()
+        ahead.open()
+        await cancel(aio.call(fail, gate), gate)
+        gate.open()
+        stream.close()
+        return stream
+
+    gate, ahead = Gate(), Gate()
+    gc.disable()
+    try:
+        held = asyncio.run(main())
+        assert [error() for error in errors] == [None, None]
+    finally:
+        gc.enable()
+    held.close()
 
 
 def test_hung_providers_keep_nothing_from_ending() -> None:

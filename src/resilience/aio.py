@@ -332,7 +332,7 @@ class _Thread:
         try:
             self._work()
         except BaseException as error:
-            if not self.is_closing:
+            if not self.is_closing:  # else nobody wants it, and it may be a consequence of that
                 self.errors.append(error)
         self.has_ended = True
         self._notify()
@@ -407,17 +407,15 @@ class _Owner(_Thread, ABC, Generic[T]):
         _raise_any(self.close_errors)
 
     def _open_use_close(self) -> None:
-        if not self._mark(is_busy=True):
-            return
+        self._mark(is_busy=True)
         try:
             self.opened = self._open()
         finally:
-            may_go_on = self._mark(is_busy=False)
+            self._mark(is_busy=False)
         self.is_open = True
+        self._notify()
         try:
-            if may_go_on:
-                self._notify()
-                self._use(self.opened)
+            self._use(self.opened)
         finally:
             self._mark(is_busy=False)
             try:
@@ -458,20 +456,15 @@ class _Reader(_Owner[Iterable[R]]):
 
     @override
     def _use(self, opened: Iterable[R]) -> None:
-        try:
+        if not self._mark(is_busy=True):
+            return
+        for item in opened:
+            self._mark(is_busy=False)
+            self.items.append(item)
+            self._notify()
+            self._permits.get()  # waits while the application is slow
             if not self._mark(is_busy=True):
                 return
-            for item in opened:
-                if not self._mark(is_busy=False):
-                    return
-                self.items.append(item)
-                self._notify()
-                self._permits.get()  # the application is slow
-                if not self._mark(is_busy=True):
-                    return
-        except BaseException:
-            if not self.is_closing:  # else it may be a consequence of that
-                raise
 
 
 @final

@@ -7,6 +7,7 @@ import logging
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from threading import RLock
 from types import TracebackType
@@ -249,6 +250,27 @@ def test_added_while_the_delivery_starts(place: str) -> None:
 
     assert sorted(disturbed.seen) == ["first", "second"]
     assert disturbed.depths == [0, 0]
+
+
+def test_watchers() -> None:
+    """They are called for each change, before the listener, outside the lock, whoever raises."""
+    disturbed = Disturbed()
+
+    def listen(event: StateChange) -> None:
+        disturbed.listen(event)
+        if event.name == "first":
+            raise KeyboardInterrupt
+
+    disturbed.queue._listener = listen
+    for name in ("a", "b"):
+        watcher = partial(disturbed.listen, change(name))
+        disturbed.queue.watchers = (*disturbed.queue.watchers, watcher)
+    with pytest.raises(KeyboardInterrupt):
+        disturbed.add("first")
+    disturbed.add("second")
+
+    assert disturbed.seen == ["a", "b", "first", "a", "b", "second"]
+    assert disturbed.depths == [0] * 6
 
 
 def test_another_thread_is_faster() -> None:

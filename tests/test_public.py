@@ -46,8 +46,8 @@ ROOT_EXPORTS = [
     "UnsupportedRequestError",
     "execute_with_result",
 ]
-MECHANISM = {"_breaker", "_failover", "_fork", "_log", "_settings"}
-PUBLIC_MODULES = ["exceptions", "http", "llm", "stt", "testing", "tts"]
+MECHANISM = {"_breaker", "_failover", "_fork", "_log", "_news", "_settings", "redis"}
+PUBLIC_MODULES = ["exceptions", "http", "llm", "redis", "stt", "testing", "tts"]
 
 
 def public_objects() -> Iterator[tuple[str, object]]:

@@ -15,7 +15,10 @@ InventoryFile = pytest.importorskip("sphinx.util.inventory").InventoryFile
 DOCS = Path(__file__).parent.parent / "docs"
 MODULES = [
     "resilience",
-    *(f"resilience.{name}" for name in ("exceptions", "http", "llm", "stt", "testing", "tts")),
+    *(
+        f"resilience.{name}"
+        for name in ("exceptions", "http", "llm", "redis", "stt", "testing", "tts")
+    ),
 ]
 
 

@@ -147,10 +147,10 @@ class Watch:
         # that find it clear both call it, which does no harm.
         self.has_changed: bool = False
         # Guarded by the breaker's lock: the last period that other processes know of, and until
-        # when; for ever if it is they who told it.
+        # when; for ever if they need not be told again, even if telling has failed.
         self._is_attached = False
         self._known: Period | None = Closed()
-        self._known_until = 0.0
+        self._known_until = math.inf
 
     def attach(self) -> None:
         """Begin; what the breaker did before is not told, except that it is open."""

@@ -268,28 +268,34 @@ class RedisNews(_settings.Uncopyable):
 
     def _tell(self, watches: Iterable[Watch]) -> bool:
         """Tell what has changed; False if that is not possible now."""
-        for watch in watches:
-            try:
-                news = watch.look(self._origin)
-                if news:
-                    self._publish(news)
-            except Exception as error:
-                watch.forget()
-                self._link.fails("send", error)
-                return False
+        try:
+            for watch in watches:
+                if news := watch.look(self._origin):
+                    self._publish(watch, news)
+        except Exception as error:
+            self._link.fails("send", error)
+            return False
         return True
 
-    def _publish(self, news: News) -> None:
+    def _publish(self, watch: Watch, news: News) -> None:
+        try:
+            _raise_first(self._prepare(news).execute(raise_on_error=False))
+        except BaseException:
+            watch.forget()
+            raise
+
+    def _prepare(self, news: News) -> Pipeline:
+        """Return the commands that tell something."""
         pipeline = self._client.pipeline(transaction=False)
         # First what is kept: a process that starts subscribes first and then reads.
         if news.kind in _KEPT:
-            key = self._key(news.kind, news.name)
-            pipeline.set(key, news.to_json(), px=max(1, round(news.seconds * 1000)))
+            milliseconds = max(1, round(news.seconds * 1000))
+            pipeline.set(self._key(news.kind, news.name), news.to_json(), px=milliseconds)
         else:
             for kind in (Kind.OPENED,) if news.kind is Kind.CLOSED else _KEPT:
                 pipeline.delete(self._key(kind, news.name))
         pipeline.publish(self._channel, news.to_json())
-        _raise_first(pipeline.execute(raise_on_error=False))
+        return pipeline
 
     # ---- receiving
 

@@ -3,6 +3,7 @@
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, NoReturn
 
 import pytest
@@ -17,6 +18,7 @@ from resilience import (
     LLMFallback,
     Outcome,
     State,
+    StateChange,
     STTFallback,
     TTSFallback,
     UnsupportedRequestError,
@@ -316,6 +318,36 @@ class TestInterruptOn:
         assert backup.requests == []
         assert group.breakers["0"].state is State.CLOSED
 
+    @pytest.mark.parametrize(
+        "hook", ["fallback_on", "failure_on", "retry_after", "on_state_change"]
+    )
+    def test_in_a_hook(self, hook: str, caplog: pytest.LogCaptureFixture) -> None:
+        """An interruption that strikes in a hook is raised, and neither logged nor counted."""
+
+        def strike(_: object) -> NoReturn:
+            raise TimeUpError
+
+        if hook == "fallback_on":
+            reported = Reported(interrupt_on=(TimeUpError,), fallback_on=strike)
+        else:
+            reported = Reported(interrupt_on=(TimeUpError,), breaker={hook: strike})
+        group = FallbackGroup("0", "0", reported.config)
+        group.add_fallback("1", "1")
+        called: list[str] = []
+
+        def refuse(provider: str) -> NoReturn:
+            called.append(provider)
+            raise ConnectionError
+
+        with pytest.raises(TimeUpError):
+            group.execute(refuse)
+
+        assert called == ["0"]
+        assert "TimeUpError" not in caplog.text
+        assert (group.breakers["0"].state is State.OPEN) == (
+            hook in {"fallback_on", "on_state_change"}
+        )
+
     @pytest.mark.parametrize("value", [TimeUpError, [TimeUpError], (3,), (str,)], ids=repr)
     def test_what_it_may_be(self, value: Any) -> None:  # noqa: ANN401
         """A tuple of exception types, and nothing else."""
@@ -607,6 +639,32 @@ class TestNoThread:
 
         with pytest.raises(RuntimeError, match="no thread"):
             group.execute(str)
+
+
+class TestRecording:
+    """What is raised while a success is recorded is not a failure of the provider."""
+
+    @pytest.mark.parametrize("reports", [True, False])
+    @pytest.mark.parametrize("limit", [None, LIMIT])
+    def test_the_next_provider_is_not_called(self, limit: float | None, *, reports: bool) -> None:
+        """An interruption of a listener reaches the caller, and nobody else is called."""
+
+        def listen(change: StateChange) -> None:
+            if change.new is State.CLOSED:
+                raise KeyboardInterrupt
+
+        reported = Reported(attempt_timeout=limit, breaker={"on_state_change": listen})
+        config = reported.config if reports else replace(reported.config, on_attempt=None)
+        group = FallbackGroup("0", "0", config)
+        group.add_fallback("1", "1")
+        group.breakers["0"].isolate(0)
+        called: list[str] = []
+
+        with pytest.raises(KeyboardInterrupt):
+            group.execute(called.append)
+
+        assert called == ["0"]
+        assert group.breakers["0"].state is State.CLOSED
 
 
 class TestPredicates:

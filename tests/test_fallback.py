@@ -189,7 +189,7 @@ class TestFilters:
         assert "fallback_on raised TypeError" in caplog.text
 
     @pytest.mark.parametrize(
-        ("failure_on", "outcome"), [(Exception, Outcome.CANCELLED), (OwnTimeout, Outcome.FAILED)]
+        ("failure_on", "outcome"), [(Exception, Outcome.IGNORED), (OwnTimeout, Outcome.FAILED)]
     )
     def test_a_base_exception(self, failure_on: type[BaseException], outcome: Outcome) -> None:
         """An exception that is no `Exception` fails over if `fallback_on` names its type."""

@@ -2,6 +2,7 @@
 
 import random
 from datetime import timedelta
+from typing import Any, NoReturn
 
 import pytest
 
@@ -138,6 +139,35 @@ class TestJitter:
 
         assert outage.fail() == 15
         assert outage.fail_probes(3) == [30, 60, 90]
+
+    def test_of_failures_at_the_same_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Calls that fail together open the breaker with jitter, and with the message of one."""
+        monkeypatch.setattr(random, "random", lambda: 1.0)
+        others: list[Any] = []
+
+        def clock() -> float:
+            if others:  # another call fails while this one reads the clock
+                others.pop().__exit__(KeyError, KeyError(), None)
+            return 0.0
+
+        breaker = CircuitBreaker(
+            CircuitBreakerConfig(max_failures=2, reset_timeout=10, reset_jitter=0.5, clock=clock)
+        )
+        other = breaker.guard()
+        other.__enter__()
+
+        def fail() -> NoReturn:
+            others.append(other)
+            msg = "over quota"
+            raise ValueError(msg)
+
+        with pytest.raises(ValueError, match="quota"):
+            breaker.execute(fail)
+
+        assert breaker.snapshot().retry_after == 15
+        with pytest.raises(CircuitOpenError) as rejected:
+            breaker.execute(str)
+        assert rejected.value.reason == "ValueError: over quota"
 
     def test_leaves_requested_delays(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """A delay that the provider asks for is not lengthened."""

@@ -90,7 +90,7 @@ class TestSettingsOfOneProvider:
         assert group.breakers["b"].state is State.OPEN
 
     @pytest.mark.parametrize("wrong", [3, FallbackConfig()])
-    def test_refuses(self, wrong: Any) -> None:  # noqa: ANN401
+    def test_refuses(self, wrong: Any) -> None:
         """What is no `CircuitBreakerConfig` is refused, and nothing is added."""
         group = FallbackGroup("a", "a")
 

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Iterator
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -127,3 +128,52 @@ def test_a_group_shows_its_breakers() -> None:
     assert repr(stream) == "<Stream provider='b' open>"
     stream.close()
     assert repr(stream) == "<Stream provider='b' closed>"
+
+
+class TestSubclassesOfAnswers:
+    """The name is put into a copy of an answer of the application's own subclass, too."""
+
+    def complete(self, answer: llm.CompletionResponse) -> Any:  # noqa: ANN401
+        """Return the answer through a group."""
+        group = LLMFallback(FakeLLM(answer), "named")
+        return group.complete(llm.CompletionRequest(messages=()))
+
+    def test_with_a_constructor_of_its_own(self) -> None:
+        """Its constructor is not called, and what it has set is kept."""
+
+        class Answer(llm.CompletionResponse):
+            def __init__(self, raw: dict[str, int]) -> None:
+                super().__init__(content="yes")
+                object.__setattr__(self, "raw", raw)
+
+        answer = Answer({"status": 200})
+
+        served = self.complete(answer)
+
+        assert (served.provider, served.content, served.raw) == ("named", "yes", {"status": 200})
+        assert type(served) is Answer
+        assert answer.provider is None
+
+    def test_with_more_fields(self) -> None:
+        """Fields that its constructor does not take are kept."""
+
+        @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+        class Answer(llm.CompletionResponse):
+            cost: float = dataclasses.field(default=0.0, init=False)
+
+        answer = Answer(content="yes")
+        object.__setattr__(answer, "cost", 0.5)
+
+        served = self.complete(answer)
+
+        assert (served.provider, served.cost) == ("named", 0.5)
+
+    def test_a_mock(self) -> None:
+        """A mock of an answer is returned as it is."""
+        answer = Mock(spec=llm.CompletionResponse)
+        model = Mock(spec=llm.Provider)
+        model.complete.return_value = answer
+
+        group = LLMFallback(model, "named")
+
+        assert group.complete(llm.CompletionRequest(messages=())) is answer

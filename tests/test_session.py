@@ -3,9 +3,11 @@
 import gc
 import logging
 import threading
+import weakref
 from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import Any, NoReturn
+from unittest.mock import Mock
 
 import pytest
 
@@ -19,9 +21,11 @@ from resilience import (
     Outcome,
     Session,
     State,
+    STTFallback,
     UnsupportedRequestError,
+    stt,
 )
-from resilience.testing import ManualClock
+from resilience.testing import FakeSession, ManualClock
 
 TIMEOUT = 10.0
 
@@ -442,3 +446,118 @@ def test_two_threads_close() -> None:
 
     assert session.handle.closings == 1
     assert board.outcomes() == [Outcome.SUCCEEDED]
+
+
+class TestWrongMethods:
+    """Asynchronous methods of a recogniser's session are refused by their names."""
+
+    @pytest.mark.parametrize("method", ["send_audio", "finish", "set_keywords", "close"])
+    def test_a_coroutine(self, method: str) -> None:
+        """The `TypeError` names provider and method, and the coroutine is closed."""
+
+        async def wrong(*_: object) -> None:
+            pass
+
+        inner = Mock(spec=FakeSession())
+        setattr(inner, method, wrong)
+        recogniser = Mock(spec=stt.Provider)
+        recogniser.start_stream.return_value = inner
+        session = STTFallback(recogniser, "north").start_stream(stt.StreamConfig())
+
+        arguments = {"send_audio": (b"",), "set_keywords": ((),)}.get(method, ())
+        with pytest.raises(TypeError, match=rf"{method}\(\) of (provider )?'north' must be sync"):
+            getattr(session, method)(*arguments)
+
+
+class TestInterruptions:
+    """Interruptions by the caller's surroundings are passed on, wherever they strike."""
+
+    def test_while_the_handle_is_closed(self) -> None:
+        """One that strikes in the handle's `close()` is raised, also after another exception."""
+
+        class Stuck(Line):
+            def close(self) -> None:
+                raise TimeLimitError
+
+        board = Switchboard(Server(), interrupt_on=(TimeLimitError,))
+
+        with pytest.raises(TimeLimitError), board.group.session(lambda _: Stuck()):
+            raise KeyError
+
+    def test_a_type_that_only_fallback_on_names(self) -> None:
+        """An exception outside `Exception` that does not count settles the call as ignored."""
+        board = Switchboard(Server(), fallback_on=(Exception, Panic))
+
+        def panic(_line: Line) -> NoReturn:
+            raise Panic
+
+        with board.connect() as session, pytest.raises(Panic):
+            session.execute(panic)
+
+        assert board.outcomes() == [Outcome.IGNORED]
+
+    def test_a_close_that_is_interrupted_before_it_begins(self) -> None:
+        """The handle is closed by the next `close()`, once."""
+        board = Switchboard(Server())
+        session = board.connect()
+        opened = session._opened
+        context, opened._context = opened._context, Interrupted()  # type: ignore[assignment]
+
+        with pytest.raises(KeyboardInterrupt):
+            session.close()
+        opened._context = context
+        assert repr(session) == "<Session provider='0' open>"
+        session.close()
+        session.close()
+
+        assert session.handle.closings == 1
+
+
+class Interrupted:
+    """A context in which the thread is interrupted."""
+
+    def run(self, *_: object) -> NoReturn:
+        """Raise."""
+        raise KeyboardInterrupt
+
+
+class TimeLimitError(Exception):
+    """The time limit of a task queue."""
+
+
+class RefusedError(ConnectionError):
+    """A refused connection, which can be weakly referenced."""
+
+    def __init__(self, alive: "weakref.WeakSet[RefusedError]") -> None:
+        """Be one of those that are alive."""
+        super().__init__()
+        alive.add(self)
+
+
+class Panic(BaseException):
+    """A crash of an extension module."""
+
+
+def test_a_failed_opening_frees_its_exceptions() -> None:
+    """Exceptions of a call that was interrupted later are freed without a collection."""
+
+    def listen(attempt: Attempt) -> None:
+        if attempt.outcome is Outcome.SKIPPED:
+            raise TimeLimitError
+
+    config = FallbackConfig(on_attempt=listen, interrupt_on=(TimeLimitError,))
+    group = FallbackGroup(Server(), "0", config)
+    group.add_fallback("1", Server())
+    group.breakers["1"].isolate()
+    alive: weakref.WeakSet[RefusedError] = weakref.WeakSet()
+
+    def connect(_server: Server) -> NoReturn:
+        raise RefusedError(alive)
+
+    gc.disable()
+    try:
+        with pytest.raises(TimeLimitError):
+            group.session(connect)
+        assert len(alive) == 0
+    finally:
+        gc.enable()

@@ -1,10 +1,12 @@
 """What a provider returned as a stream is closed exactly once, whoever comes first or last."""
 
 import contextlib
+import gc
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar, copy_context
+from types import FunctionType, ModuleType
 from typing import Any
 
 import pytest
@@ -54,9 +56,16 @@ class Counted(Iterator[str]):
         self.closed += 1
 
 
+def opened(provider: Counted) -> ProviderStream[str]:
+    """Return a stream that a provider has returned."""
+    stream: ProviderStream[str] = ProviderStream(copy_context())
+    stream.open(lambda returned: returned, provider)
+    return stream
+
+
 def read_first(stream: ProviderStream[str]) -> ProviderStream[str]:
     """Read the first item, of which none is empty."""
-    return stream.read_first(lambda _: False, lambda: None)
+    return stream.read_first()
 
 
 class TestWhoeverIsLastCloses:
@@ -65,7 +74,7 @@ class TestWhoeverIsLastCloses:
     def test_closed_before_it_is_read(self) -> None:
         """A thread that is late reads nothing."""
         provider = Counted()
-        stream = ProviderStream(provider, copy_context())
+        stream = opened(provider)
 
         stream.close()
         read_first(stream)
@@ -83,7 +92,7 @@ class TestWhoeverIsLastCloses:
             closed.append(provider.closed)
 
         provider = Counted(close_elsewhere)
-        stream = ProviderStream(provider, copy_context())
+        stream = opened(provider)
         read_first(stream)
 
         assert closed == [0]
@@ -100,7 +109,7 @@ class TestWhoeverIsLastCloses:
                 assert over.wait(LIMIT)
 
         provider = Counted(wait)
-        stream = read_first(ProviderStream(provider, copy_context()))
+        stream = read_first(opened(provider))
         reader = threading.Thread(target=lambda: next(stream.rest()))
         reader.start()
         assert entered.wait(LIMIT)
@@ -424,9 +433,102 @@ def test_the_time_limit_of_the_caller_while_a_stream_is_closed(*, wanted: bool) 
 def test_a_stream_whose_user_was_interrupted() -> None:
     """A thread that was interrupted as it took the stream does not keep it from being closed."""
     provider = Counted()
-    stream = ProviderStream(provider, copy_context())
+    stream = opened(provider)
     stream._in_use.acquire()
 
     del stream
 
     assert provider.closed == 1
+
+
+class TestOwnership:
+    """What a provider returns has an owner from the moment of its return."""
+
+    def test_a_dropped_stream_is_closed(self) -> None:
+        """A stream that is lost before anybody reads it is closed."""
+        provider = Counted()
+
+        opened(provider)
+        gc.collect()
+
+        assert provider.closed == 1
+
+    @pytest.mark.parametrize("attempt_timeout", [0, 60])
+    def test_stop_iteration(self, attempt_timeout: float) -> None:
+        """A provider's `StopIteration` is an exception like any other, not a missing result."""
+        group = FallbackGroup("a", "a", FallbackConfig(attempt_timeout=attempt_timeout))
+
+        for verb in (group.session, group.stream, group.execute):
+            with pytest.raises(AllFailedError) as raised:
+                verb(lambda _: next(iter(())))
+            assert isinstance(raised.value.failures["a"], StopIteration)
+
+
+@pytest.mark.parametrize("items", [["text"], [b"ab"], [3]], ids=["str", "bytes", "int"])
+def test_chunks_that_are_none(items: list[Any]) -> None:
+    """Something else than a chunk fails the attempt with a `TypeError` that names the provider."""
+    group = LLMFallback(FakeLLM(), "a")
+
+    class Wrong:
+        def stream_completion(self, _request: llm.CompletionRequest) -> list[Any]:
+            return items
+
+        complete = count_tokens = capabilities = stream_completion
+
+    wrong: Any = Wrong()
+    group = LLMFallback(wrong, "a")
+    group.add_fallback("b", FakeLLM("served"))
+
+    assert group.stream_completion(REQUEST).provider == "b"
+    group.breakers["b"].isolate()
+    with pytest.raises(AllFailedError, match=r"stream_completion\(\) of provider 'a' returned"):
+        group.stream_completion(REQUEST)
+
+
+@pytest.mark.parametrize("audio", ["text", b"pcm", [1]], ids=["str", "bytes", "int"])
+def test_audio_that_is_none(audio: Any) -> None:  # noqa: ANN401
+    """Pieces that are no bytes fail the attempt with a `TypeError` that names the provider."""
+
+    class Wrong:
+        def synthesize_stream(self, _text: object, _voice: object) -> Any:  # noqa: ANN401
+            return audio
+
+        list_voices = clone_voice = synthesize_stream
+
+    wrong: Any = Wrong()
+    group = TTSFallback(wrong, "a")
+
+    with pytest.raises(AllFailedError, match=r"synthesize_stream\(\) of provider 'a' returned"):
+        next(group.synthesize_stream(["Hello"], VOICE))
+
+
+def test_an_ended_stream_keeps_no_request() -> None:
+    """A stream that is kept after its end does not keep the prompt."""
+
+    class Model:
+        def stream_completion(self, request: llm.CompletionRequest) -> Iterator[llm.Chunk]:
+            yield llm.Chunk(content=request.messages[0].content)
+
+        complete = count_tokens = capabilities = stream_completion
+
+    model: Any = Model()
+    request = llm.CompletionRequest(messages=(llm.Message(role="user", content="secret"),))
+    kept = LLMFallback(model, "a").stream_completion(request)
+    assert any(each is request for each in reachable(kept))
+
+    list(kept)
+
+    assert not any(each is request for each in reachable(kept))
+
+
+def reachable(start: object) -> Iterator[object]:
+    """Return what an object refers to, directly or not, but for modules and classes."""
+    seen: set[int] = set()
+    waiting = [start]
+    while waiting:
+        each = waiting.pop()
+        if id(each) in seen or isinstance(each, (type, ModuleType, FunctionType)):
+            continue
+        seen.add(id(each))
+        yield each
+        waiting += gc.get_referents(each)

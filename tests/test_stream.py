@@ -6,7 +6,6 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from contextvars import copy_context
 from itertools import chain
 from typing import NoReturn
 
@@ -600,16 +599,6 @@ def test_a_closed_stream_keeps_no_failure() -> None:
     gc.collect()
 
     assert failures[0]() is None
-
-
-def test_a_dropped_source_is_closed() -> None:
-    """What a provider returned is closed even if an interruption has lost it."""
-    provider = Recorded(lazy("a"))
-
-    ProviderStream(provider(), copy_context())
-    gc.collect()
-
-    assert provider.closings() == [1]
 
 
 def test_a_provider_added_during_traffic_is_tried_by_the_next_call() -> None:

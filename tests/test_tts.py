@@ -843,3 +843,13 @@ class TestVoice:
         next(stream)
 
         assert stream.voice is VOICE
+
+    def test_of_a_group_inside_a_group(self) -> None:
+        """It is the voice that the inner group uses."""
+        own = tts.VoiceProfile(id="own", sample_rate=8_000)
+        inner = TTSFallback(FakeTTS(), "inner", voices={"asked": own})
+        stream = TTSFallback(inner, "outer").synthesize_stream(["Hello"], VOICE)
+        next(stream)
+
+        assert stream.provider == "outer"
+        assert stream.voice is own

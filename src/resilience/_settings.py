@@ -149,12 +149,18 @@ def _check_countable(setting: str, value: object, wanted: str) -> None:
         raise TypeError(msg)
 
 
-def matches(setting: str, wanted: ExceptionFilter, error: BaseException) -> bool:
+def matches(
+    setting: str,
+    wanted: ExceptionFilter,
+    error: BaseException,
+    interrupt_on: tuple[type[BaseException], ...] = (),
+) -> bool:
     """Tell whether a filter includes an exception.
 
     Types and tuples also include the library's own errors for a provider that returns nothing,
     since no client library has such errors. A predicate is called for instances of `Exception`
     only; one that raises, or returns a coroutine, is logged and treated as if it had returned True.
+    Interruptions of the caller are raised.
     """
     if wanted is Exception and isinstance(error, Exception):  # by far the most common case
         return True
@@ -164,6 +170,8 @@ def matches(setting: str, wanted: ExceptionFilter, error: BaseException) -> bool
         if not isinstance(error, Exception):
             return False
         return bool(refuse_coroutine(setting, wanted(error)))
+    except interrupt_on:
+        raise
     except Exception as raised:
         log_suppressed(setting, raised)
         return True

@@ -40,7 +40,7 @@ class CircuitOpenError(ResilienceError):
         name: Name of the breaker.
         retry_after: Seconds until a call may be admitted again, as known when the error was
             made; an upper bound if probes are under way. None if that is not known: the breaker
-            is isolated until it is reset.
+            is isolated until it is reset, or the provider asked for an infinite delay.
         reason: Type and message of the failure that opened the breaker, as text; None if it was
             not opened by a failure.
     """

@@ -80,10 +80,18 @@ class Adapter(_settings.Uncopyable, Generic[T]):
                 contract needs.
             ValueError: The name is empty or already used, or the timeout negative or not finite.
         """
+        self._add(name, provider, attempt_timeout, circuit_breaker)
+
+    def _add(
+        self,
+        name: str,
+        provider: T,
+        attempt_timeout: float | timedelta | None,
+        circuit_breaker: CircuitBreakerConfig | None,
+        notes: object = None,
+    ) -> None:
         self._check_provider("provider", provider)
-        self._group.add_fallback(
-            name, provider, attempt_timeout=attempt_timeout, circuit_breaker=circuit_breaker
-        )
+        self._group._add(name, provider, attempt_timeout, circuit_breaker, notes)
 
     @property
     def breakers(self) -> Mapping[str, CircuitBreaker]:

@@ -1,7 +1,6 @@
 """A group of language models with the interface of one."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from typing import cast, final
 
 from typing_extensions import override
@@ -99,10 +98,17 @@ class LLMFallback(Adapter[llm.Provider], llm.Provider):
 
 
 def _name_provider(response: llm.CompletionResponse, name: str) -> llm.CompletionResponse:
-    # A copy, since the provider may return the same answer to others.
-    if isinstance(cast("object", response), llm.CompletionResponse):
-        return replace(response, provider=name)
-    return response  # a stand-in of the application's own
+    if not issubclass(type(cast("object", response)), llm.CompletionResponse):
+        return response  # a stand-in of the application's own
+    # A copy, since the provider may return the same answer to others. Not by `dataclasses.replace`,
+    # which calls the constructor: that of a subclass may be another one.
+    named = object.__new__(type(response))
+    attributes, slots = cast(
+        "tuple[dict[str, object] | None, dict[str, object]]", object.__getstate__(response)
+    )
+    for key, value in ((attributes or {}) | slots | {"provider": name}).items():
+        object.__setattr__(named, key, value)
+    return named
 
 
 @final
@@ -122,6 +128,10 @@ class _Completion(StreamRequest[llm.Provider, llm.Chunk]):
     def accept(self, *, empty: bool) -> None:
         if empty:
             raise EmptyStreamError
+
+    @override
+    def is_wrong(self, item: llm.Chunk, /) -> bool:
+        return not hasattr(item, "content")
 
     @override
     def is_empty(self, item: llm.Chunk, /) -> bool:

@@ -5,7 +5,7 @@ from typing import final
 
 from typing_extensions import override
 
-from resilience import stt
+from resilience import _settings, stt
 from resilience._adapters.base import Adapter
 from resilience._failover.attempts import Attempts
 from resilience._failover.session import Session, open_session
@@ -17,13 +17,14 @@ _SESSION = ("send_audio", "partials", "finals", "set_keywords", "close")
 class STTSession(Session[stt.SessionHandle], stt.SessionHandle):
     """A recognition session of whichever provider was the first to start one.
 
-    What it sends and reads may settle its call, as `Session` describes; changing the keywords does
-    not. What else the provider's own session can do is reached by `execute` and `stream`.
+    Exceptions of `send_audio`, `finish` and of the transcripts settle its call, as `Session`
+    describes; those of `set_keywords` do not. Call further methods of the provider's own session
+    with `execute` and `stream`.
     """
 
     @override
     def send_audio(self, audio: bytes) -> None:
-        self.execute(lambda handle: handle.send_audio(audio))
+        self._execute(lambda handle: handle.send_audio(audio), "send_audio")
 
     @override
     def partials(self) -> Iterator[stt.Transcript]:
@@ -44,19 +45,12 @@ class STTSession(Session[stt.SessionHandle], stt.SessionHandle):
         """
         finish = getattr(self.handle, "finish", None)
         if callable(finish):
-            self.execute(lambda _: finish())
+            self._execute(lambda _: finish(), "finish")
 
     @override
     def set_keywords(self, keywords: Sequence[stt.Keyword]) -> None:
-        self.handle.set_keywords(keywords)
-
-    @override
-    def close(self) -> None:
-        """Settle the call as a success, if nothing has failed, and close the provider's session.
-
-        Closing again does nothing.
-        """
-        super().close()
+        result: object = self.handle.set_keywords(keywords)
+        _settings.refuse_coroutine(f"set_keywords() of provider {self.provider!r}", result)
 
 
 @final

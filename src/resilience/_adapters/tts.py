@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
-from typing import Any, Self, final
+from typing import Any, Self, cast, final
 from weakref import ref
 
 from typing_extensions import override
@@ -11,7 +11,7 @@ from resilience import _settings, tts
 from resilience._adapters.base import Adapter
 from resilience._adapters.text import ReplayBuffer
 from resilience._breaker.config import CircuitBreakerConfig
-from resilience._failover.attempts import Attempts, Call
+from resilience._failover.attempts import Attempts, Call, Member
 from resilience._failover.config import FallbackConfig
 from resilience._failover.execute import NO_ANSWER, execute
 from resilience._failover.stream import Stream, StreamRequest, StreamState, open_request
@@ -24,10 +24,12 @@ class SpeechStream(Stream[bytes]):
 
     __slots__ = ("_voice_of",)
 
-    _voice_of: Callable[[str], tts.VoiceProfile]
+    _voice_of: Callable[[Member[tts.Provider]], tts.VoiceProfile]
 
     def __new__(
-        cls, state: StreamState[Any, bytes], voice_of: Callable[[str], tts.VoiceProfile]
+        cls,
+        state: StreamState[Any, bytes],
+        voice_of: Callable[[Member[tts.Provider]], tts.VoiceProfile],
     ) -> Self:
         """Make the iterator over a stream that has been started."""
         self = super().__new__(cls, state)
@@ -37,8 +39,13 @@ class SpeechStream(Stream[bytes]):
     @property
     def voice(self) -> tts.VoiceProfile | None:
         """The voice that speaks, with its sample rate and encoding; None before there is audio."""
-        provider = self.provider
-        return None if provider is None else self._voice_of(provider)
+        member = self._state.member
+        if member is None:
+            return None
+        # A group of synthesisers as a provider returns such a stream, too.
+        inner = self._state.returned
+        own = inner.voice if isinstance(inner, SpeechStream) else None
+        return own or self._voice_of(member)
 
 
 @final
@@ -66,7 +73,7 @@ class TTSFallback(Adapter[tts.Provider], tts.Provider):
             primary: Provider that is tried first.
             primary_name: Its name, and its breaker's.
             config: Settings, the defaults if omitted.
-            voices: The primary's own voices that are used instead of others, by the ids of those. A
+            voices: The voices that the primary uses, by the id of the voice that is requested. A
                 voice that is not mapped is passed on as it is.
             attempt_timeout: Seconds that an attempt with the primary may take; overrides the
                 setting of the group. 0 for no limit.
@@ -77,7 +84,6 @@ class TTSFallback(Adapter[tts.Provider], tts.Provider):
                 contract needs.
             ValueError: The name is empty, or the timeout negative or not finite.
         """
-        self._voice_maps: dict[str, Mapping[str, tts.VoiceProfile]] = {}
         voice_map = _check_voices(voices)
         super().__init__(
             primary,
@@ -86,7 +92,7 @@ class TTSFallback(Adapter[tts.Provider], tts.Provider):
             attempt_timeout=attempt_timeout,
             circuit_breaker=circuit_breaker,
         )
-        self._voice_maps[primary_name] = voice_map
+        self._group._members[0].notes = voice_map
 
     @override
     def add_fallback(
@@ -103,7 +109,7 @@ class TTSFallback(Adapter[tts.Provider], tts.Provider):
         Args:
             name: Its name, and its breaker's.
             provider: The provider.
-            voices: Its own voices that are used instead of others, by the ids of those. A voice
+            voices: The voices that it uses, by the id of the voice that is requested. A voice
                 that is not mapped is passed on as it is.
             attempt_timeout: Seconds that an attempt with it may take; overrides the setting of
                 the group. 0 for no limit.
@@ -114,18 +120,8 @@ class TTSFallback(Adapter[tts.Provider], tts.Provider):
                 contract needs.
             ValueError: The name is empty or already used, or the timeout negative or not finite.
         """
-        voice_map = _check_voices(voices)
-        _settings.check_name("name", name)
-        # Before the provider is added: from then on another thread may use it.
-        is_new = self._voice_maps.setdefault(name, voice_map) is voice_map
-        try:
-            super().add_fallback(
-                name, provider, attempt_timeout=attempt_timeout, circuit_breaker=circuit_breaker
-            )
-        except BaseException:
-            if is_new and name not in self.breakers:
-                del self._voice_maps[name]
-            raise
+        notes = _check_voices(voices)
+        self._add(name, provider, attempt_timeout, circuit_breaker, notes)
 
     @override
     def synthesize_stream(self, text: Iterable[str], voice: tts.VoiceProfile) -> SpeechStream:
@@ -148,7 +144,7 @@ class TTSFallback(Adapter[tts.Provider], tts.Provider):
         Raises:
             AllFailedError: No provider had audio. The first `next()` may raise it too.
         """
-        speech = _Speech(text, voice, self._voice_maps)
+        speech = _Speech(text, voice)
         attempts = Attempts(
             self._group._members, "synthesize_stream", input_error=speech.input_error
         )
@@ -195,15 +191,9 @@ class TTSFallback(Adapter[tts.Provider], tts.Provider):
 class _Speech(StreamRequest[tts.Provider, bytes]):
     """A request for speech, whose text every attempt reads from its beginning."""
 
-    def __init__(
-        self,
-        text: Iterable[str],
-        voice: tts.VoiceProfile,
-        voice_maps: Mapping[str, Mapping[str, tts.VoiceProfile]],
-    ) -> None:
+    def __init__(self, text: Iterable[str], voice: tts.VoiceProfile) -> None:
         self._text = ReplayBuffer(text)
         self._voice = voice
-        self._voice_maps = voice_maps
 
     @override
     def start_attempt(self, call: Call[tts.Provider]) -> Callable[[tts.Provider], Iterable[bytes]]:
@@ -211,12 +201,13 @@ class _Speech(StreamRequest[tts.Provider, bytes]):
         # keep it for long, and must not keep the call with it.
         attempt = ref(call)
         reader = self._text.reader(lambda: (call := attempt()) and call.thread)
-        voice = self.voice_of(call.member.name)
+        voice = self.voice_of(call.member)
         return lambda provider: provider.synthesize_stream(reader, voice)
 
-    def voice_of(self, provider: str) -> tts.VoiceProfile:
-        """Return the voice with which a provider speaks."""
-        return self._voice_maps[provider].get(self._voice.id, self._voice)
+    def voice_of(self, member: Member[tts.Provider]) -> tts.VoiceProfile:
+        """Return the voice with which a provider is asked to speak."""
+        voice_map = cast("Mapping[str, tts.VoiceProfile]", member.notes)
+        return voice_map.get(self._voice.id, self._voice)
 
     @override
     def accept(self, *, empty: bool) -> None:
@@ -224,6 +215,10 @@ class _Speech(StreamRequest[tts.Provider, bytes]):
             self._text.commit()
         elif self._text.has_text():
             raise EmptyStreamError
+
+    @override
+    def is_wrong(self, item: bytes, /) -> bool:
+        return not isinstance(cast("object", item), (bytes, bytearray, memoryview))
 
     @override
     def is_empty(self, item: bytes, /) -> bool:

@@ -108,7 +108,7 @@ class CircuitBreaker(_settings.Uncopyable):
         return period.state
 
     def snapshot(self) -> Snapshot:
-        """Return what the breaker knows at this moment, for health pages and gauges.
+        """Return the state of the breaker at this moment, for health pages and gauges.
 
         Takes the lock, and changes nothing.
 
@@ -333,58 +333,67 @@ class CircuitBreaker(_settings.Uncopyable):
     def _record_failure(self, permit: Permit, error: BaseException) -> bool:
         """Record that an admitted call has raised; False if the exception does not count."""
         try:
-            if not matches("failure_on", self._config.failure_on, error):
+            interrupt_on = self._events.interrupt_on
+            if not matches("failure_on", self._config.failure_on, error, interrupt_on):
                 self._release(permit)
                 return False
             if permit is UNRECORDED:
                 return True
-            opening = self._prepare_opening(permit, error)
+            hook, delay = self._config.retry_after, None
+            if hook is not None and isinstance(error, Exception):
+                delay = requested_delay(hook, error, interrupt_on)
+            # Without the lock: under it, the breaker asks for what is missing if it has to open.
+            may_open = delay is not None or permit.failures + 1 >= self._max_failures
+            opening = None
+            if may_open or type(permit) is not Closed:
+                opening = self._prepare_opening(error, delay)
             now = self._config.clock()
         except BaseException:  # an interruption of the hooks
             self._release(permit)
             raise
-        self._events.run_locked(self._record_failure_locked, permit, error, now, opening)
+        record = self._record_failure_locked
+        if not self._events.run_locked(record, permit, error, now, opening):  # the count has grown
+            opening = self._prepare_opening(error, delay)
+            self._events.run_locked(record, permit, error, now, opening)
         return True
 
-    def _prepare_opening(self, permit: Permit, error: BaseException) -> Opening | None:
-        """Return what an open period begins with, None if this failure does not open the breaker.
-
-        What this needs is foreign, so it must not be called under the lock.
-        """
-        hook, delay = self._config.retry_after, None
-        if hook is not None and isinstance(error, Exception):
-            delay = requested_delay(hook, error)
-        # Without the lock: if the count grows meanwhile, there is nothing but the type.
-        if delay is None and permit.failures + 1 < self._max_failures and type(permit) is Closed:
-            return None
+    def _prepare_opening(self, error: BaseException, delay: float | None) -> Opening:
         return Opening(_describe(error), delay, self._open_time.draw_jitter())
 
     def _record_failure_locked(
         self, permit: Permit, error: BaseException, now: float, opening: Opening | None
-    ) -> None:
-        period = permit if isinstance(permit, Closed) else permit.period
-        if period is self._period:
-            self._last_failure = (type(error).__name__, now)
+    ) -> bool:
+        """Record a failure; False if it opens the breaker, and nothing is prepared for that."""
         if isinstance(permit, Closed):
+            if opening is None and permit.failures + 1 >= self._max_failures:
+                return False
+            self._note_failure_locked(permit, error, now)
             permit.failures += 1
-            if permit.failures >= self._max_failures or (opening and opening.delay is not None):
+            if opening and (permit.failures >= self._max_failures or opening.delay is not None):
                 self._open_locked(permit, error, now, opening)
-        elif isinstance(permit, Probe) and permit.is_held:
-            permit.period.failures += 1
-            self._open_locked(permit.period, error, now, opening)
-            permit.is_held = False
-        # The failure of a forced call changes nothing, unless the provider asks for a delay.
+        elif opening:
+            self._note_failure_locked(permit.period, error, now)
+            if isinstance(permit, Probe) and permit.is_held:
+                permit.period.failures += 1
+                self._open_locked(permit.period, error, now, opening)
+                permit.is_held = False
+            # The failure of a forced call changes nothing, unless the provider asks for a delay.
         if opening and opening.delay is not None:
             self._lengthen_locked(now, now + opening.delay)
+        return True
+
+    def _note_failure_locked(self, period: Period, error: BaseException, now: float) -> None:
+        if period is self._period:
+            self._last_failure = (type(error).__name__, now)
 
     def _open_locked(
-        self, period: Closed | HalfOpen, error: BaseException, now: float, opening: Opening | None
+        self, period: Closed | HalfOpen, error: BaseException, now: float, opening: Opening
     ) -> None:
-        reason, delay, jitter = opening or Opening(type(error).__name__, None, 1.0)
         seconds = self._open_time.after(period)
+        delay = 0.0 if opening.delay is None else opening.delay
         # The delay is neither doubled nor lengthened at random. It is last, since it may be NaN.
-        until = now + max(seconds * jitter, 0.0 if delay is None else delay)
-        opened = Open(until, seconds=seconds, failures=period.failures, reason=reason)
+        until = now + max(seconds * opening.jitter, delay)
+        opened = Open(until, seconds=seconds, failures=period.failures, reason=opening.reason)
         self._transition_locked(period, opened, error)
 
     def _lengthen_locked(self, now: float, until: float) -> None:

@@ -45,7 +45,7 @@ class StateChange:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """What a breaker knew at one moment.
+    """The state of a breaker at one moment.
 
     Attributes:
         name: Name of the breaker.
@@ -53,7 +53,8 @@ class Snapshot:
         consecutive_failures: Counted failures since the last success, `reset()` or `isolate()`,
             failed probes included.
         retry_after: Seconds until a call may be admitted, 0 if one is admitted now; an upper bound
-            if probes are under way. None if that is not known: it is isolated until it is reset.
+            if probes are under way. None if that is not known: it is isolated until it is reset, or
+            the provider asked for an infinite delay.
         probes: Probes under way.
         opened_count: How often it has opened since it was made or reset; a failed probe opens it
             again.

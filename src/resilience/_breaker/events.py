@@ -8,6 +8,7 @@ from typing import TypeVar, TypeVarTuple, final
 from resilience._breaker.config import State, StateChange
 from resilience._fork import renew_after_fork
 from resilience._log import log_suppressed, logger
+from resilience._settings import refuse_coroutine
 
 R = TypeVar("R")
 Ts = TypeVarTuple("Ts")
@@ -33,12 +34,16 @@ class EventQueue:
         "_listener",
         "_lock",
         "append",
+        "interrupt_on",
         "watchers",
     )
 
     def __init__(self, listener: Callable[[StateChange], object] | None) -> None:
         """Make an empty queue for a listener."""
         self._listener = listener
+        # Exceptions with which a framework interrupts the caller of a group: they are not
+        # suppressed if they are raised in a hook. Written before the breaker is used.
+        self.interrupt_on: tuple[type[BaseException], ...] = ()
         # Called for each change, before the listener, which may be slow. They must neither block
         # nor raise. Replaced as a whole, with the lock held; read without it.
         self.watchers: tuple[Callable[[], object], ...] = ()
@@ -106,10 +111,12 @@ class EventQueue:
             for watcher in self.watchers:
                 watcher()
             _log(change)
-        finally:  # a log handler may raise, or be interrupted: the listener is called all the same
+        finally:  # a log handler may raise, or be interrupted: the listener is called anyway
             if self._listener is not None:
                 try:
-                    self._listener(change)
+                    refuse_coroutine("on_state_change", self._listener(change))
+                except self.interrupt_on:
+                    raise
                 except Exception as raised:
                     log_suppressed("on_state_change", raised)
 

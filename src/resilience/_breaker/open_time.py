@@ -12,9 +12,9 @@ from resilience._log import log_suppressed
 
 
 class Opening(NamedTuple):
-    """What an open period begins with, if a failure opens the breaker.
+    """What is needed to open the breaker because of a failure.
 
-    It is made before the lock is taken, since it needs what others have written.
+    It is made before the lock is taken, since that calls foreign code.
     """
 
     reason: str
@@ -53,7 +53,9 @@ class OpenTime:
 
 
 def requested_delay(
-    hook: Callable[[Exception], float | timedelta | None], error: Exception
+    hook: Callable[[Exception], float | timedelta | None],
+    error: Exception,
+    interrupt_on: tuple[type[BaseException], ...],
 ) -> float | None:
     """Return the seconds that the provider asks for, None if it does not ask.
 
@@ -62,9 +64,12 @@ def requested_delay(
     """
     try:
         delay = hook(error)
+        _settings.refuse_coroutine("retry_after", delay)
         if delay is None or isinstance(delay, bool):
             return None
         return delay.total_seconds() if isinstance(delay, timedelta) else float(delay)
+    except interrupt_on:
+        raise
     except Exception as raised:
         log_suppressed("retry_after", raised)
         return None

@@ -26,7 +26,7 @@ class Closed:
 
 @final
 class Open:
-    """An open period: no call is admitted until it has elapsed, but for those that are forced."""
+    """An open period: until it has elapsed, only forced calls are admitted."""
 
     __slots__ = ("failures", "is_isolated", "reason", "seconds", "until")
     state: ClassVar[State] = State.OPEN
@@ -40,10 +40,14 @@ class Open:
         reason: str | None = None,
         is_isolated: bool = False,
     ) -> None:
-        """Start a period until a time of the clock.
+        """Start a period.
 
-        Without jitter and a requested delay it would last so many seconds; the next one grows from
-        that. It was opened after so many consecutive failures, for a reason, or by `isolate()`.
+        Args:
+            until: Time of the clock at which it has elapsed.
+            seconds: Its length without jitter and requested delay, from which the next one grows.
+            failures: Consecutive failures that opened it.
+            reason: Type and message of the last of them.
+            is_isolated: Whether it was opened by `isolate()`.
         """
         self.until: float = until  # only ever moved later, by a delay that the provider asks for
         self.seconds: float = seconds
@@ -93,7 +97,7 @@ class Probe:
 
 @final
 class Forced:
-    """What admits a call in an open period, since all other providers are open, too."""
+    """What admits a call in an open period (`when_all_open="try"`)."""
 
     __slots__ = ("period",)
     failures: ClassVar[int] = 1  # as for a probe

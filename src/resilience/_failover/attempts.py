@@ -39,6 +39,7 @@ class Member(Generic[T]):
         "has_fast_path",
         "listener",
         "name",
+        "notes",
         "provider",
         "workers",
     )
@@ -50,8 +51,12 @@ class Member(Generic[T]):
         config: FallbackConfig,
         attempt_timeout: float | timedelta | None,
         circuit_breaker: CircuitBreakerConfig | None,
+        notes: object = None,
     ) -> None:
-        """Make a member with a closed breaker; timeout and breaker override those of the group."""
+        """Make a member with a closed breaker; timeout and breaker override those of the group.
+
+        An adapter may keep notes with it.
+        """
         breaker_config = config.circuit_breaker if circuit_breaker is None else circuit_breaker
         _settings.check_type("circuit_breaker", breaker_config, CircuitBreakerConfig)
         timeout = config.attempt_timeout if attempt_timeout is None else attempt_timeout
@@ -61,8 +66,10 @@ class Member(Generic[T]):
         self.config: FallbackConfig = config
         self.clock: Callable[[], float] = breaker_config.clock
         self.breaker: CircuitBreaker = CircuitBreaker(replace(breaker_config, name=name))
+        self.breaker._events.interrupt_on = config.interrupt_on  # which may strike in its hooks
         self.workers: WorkerPool | None = WorkerPool(name, limit) if limit else None
         self.listener: Callable[[Attempt], object] | None = config.on_attempt
+        self.notes: object = notes
         # Whether a call needs neither a worker nor a report.
         self.has_fast_path: bool = self.workers is None and self.listener is None
 
@@ -99,7 +106,7 @@ class Member(Generic[T]):
             first_item=first_item,
         )
         try:
-            listener(attempt)
+            _settings.refuse_coroutine("on_attempt", listener(attempt))
         except self.config.interrupt_on:
             raise
         except Exception as raised:
@@ -183,8 +190,7 @@ class Call(Generic[T]):
         elif self.member.breaker._record_failure(self._permit, error):
             self._report(Outcome.FAILED, error)
         else:
-            ignored = isinstance(error, Exception)
-            self._report(Outcome.IGNORED if ignored else Outcome.CANCELLED, error)
+            self._report(Outcome.IGNORED if self.is_outcome(error) else Outcome.CANCELLED, error)
         return kind
 
     def _classify(self, error: BaseException) -> Outcome:
@@ -200,10 +206,11 @@ class Call(Generic[T]):
 
     def is_outcome(self, error: BaseException) -> bool:
         """Tell whether an exception is more than an interruption of the thread."""
-        if isinstance(error, (Exception, *self.member.config.interrupt_on)):
-            return True
-        failure_on = self.member.breaker._config.failure_on
-        return _settings.matches("failure_on", failure_on, error)
+        config = self.member.config
+        return isinstance(error, (Exception, *config.interrupt_on)) or any(
+            _settings.matches("", named, error)  # of types outside Exception, which are named
+            for named in (self.member.breaker._config.failure_on, config.fallback_on)
+        )
 
     def _release(self, outcome: Outcome, error: BaseException | None) -> None:
         self.member.breaker._release(self._permit)
@@ -277,7 +284,7 @@ _SPECIAL = (
     NotImplementedError,
     UnsupportedRequestError,
 )
-"""What may mean something else than a failure of the provider."""
+"""Types of exceptions that have to be looked at more closely: not all are failures."""
 
 
 def _is_unsupported(error: BaseException, provider: object, operation: str) -> bool:
@@ -350,15 +357,14 @@ class Attempts(Generic[T]):
     def first_success(
         self,
         attempt: Callable[[Call[T]], R],
-        call_directly: Callable[[Member[T], Permit], R] | None = None,
+        call_directly: Callable[[Member[T]], R] | None = None,
     ) -> R:
         """Make attempts with the members that remain, until one of them succeeds.
 
         Args:
             attempt: Makes one attempt. If it succeeds, its caller settles the call.
-            call_directly: Makes one attempt with a member that needs neither a worker nor a report,
-                and records a success. It does without a `Call`, which takes as long as all the
-                rest of such an attempt.
+            call_directly: Makes one attempt with a member that needs neither a worker nor a report.
+                It does without a `Call`, which takes as long as the rest of such an attempt.
 
         Returns:
             The attempt's result.
@@ -374,14 +380,18 @@ class Attempts(Generic[T]):
                 continue
             call: Call[T] | None = None
             try:
-                if call_directly is not None and member.has_fast_path:
-                    return call_directly(member, permit)
-                call = Call(member, permit, self._operation)
-                return attempt(call)
+                if call_directly is None or not member.has_fast_path:
+                    call = Call(member, permit, self._operation)
+                    return attempt(call)
+                result = call_directly(member)
             except BaseException as error:
                 if not self.may_go_on(call or Call(member, permit, self._operation), error):
                     self.clear_failures()
                     raise
+            else:
+                # Not above: what a log handler or a listener raises here is no failure.
+                member.breaker._record_success(permit)
+                return result
         if self._may_force():
             self._is_forced = True
             self._remaining = iter(self._members)
@@ -394,7 +404,7 @@ class Attempts(Generic[T]):
         return breaker._try_acquire() if self._record else breaker._try_acquire_unrecorded()
 
     def _may_force(self) -> bool:
-        """Tell whether all providers were skipped, and are to be tried all the same."""
+        """Tell whether all providers were skipped, and are to be tried anyway."""
         return (
             self._members[0].config.when_all_open == "try"
             and not self._is_forced
@@ -416,7 +426,7 @@ class Attempts(Generic[T]):
         if kind is Outcome.SKIPPED:
             member.log_skip()
         elif kind is Outcome.FAILED and not _settings.matches(
-            "fallback_on", member.config.fallback_on, error
+            "fallback_on", member.config.fallback_on, error, member.config.interrupt_on
         ):
             return False
         else:

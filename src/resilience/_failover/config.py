@@ -71,7 +71,7 @@ class FallbackConfig:
             after the provider.
         fallback_on: Exceptions after which the next provider is tried, in the forms of
             `CircuitBreakerConfig.failure_on`; all others are raised to the caller at once.
-        interrupt_on: Types of exceptions with which the caller's surroundings interrupt a call,
+        interrupt_on: Types of exceptions with which a framework interrupts the caller of a group,
             such as the time limit of a task queue. They are raised to the caller at once and never
             count, whatever `failure_on` and `fallback_on` say.
         on_attempt: Listener for the report of each attempt that ended, called in the thread in
@@ -80,7 +80,7 @@ class FallbackConfig:
             a stream has its first item, a session is started. None or 0 for no limit. With a limit
             the attempt runs on a worker thread, which is abandoned when the time is up.
         when_all_open: What to do if every provider was skipped. "fail": raise `AllFailedError`.
-            "try": try them in order all the same, except for isolated ones. A success ends the open
+            "try": try them in order anyway, except for isolated ones. A success ends the open
             period early, as a probe does; a failure changes nothing, unless the provider asks for a
             longer delay.
 

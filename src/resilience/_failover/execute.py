@@ -4,7 +4,7 @@ from collections.abc import Callable
 from types import AsyncGeneratorType, CoroutineType
 from typing import TypeVar
 
-from resilience._breaker.periods import Closed, Permit
+from resilience._breaker.periods import Closed
 from resilience._failover.attempts import Attempts, Call, Member, refuse_result
 
 T = TypeVar("T")
@@ -42,7 +42,7 @@ def execute(
     Raises:
         AllFailedError: The function succeeded with no provider.
     """
-    # The path of most calls, without what only others need.
+    # The path of most calls, without objects that only the others need.
     member = members[0]
     # Without the lock, as in CircuitBreaker._try_acquire, and one call cheaper.
     permit = member.breaker._period
@@ -76,7 +76,7 @@ def _go_on(
         result, name = attempts.first_success(
             lambda call: _attempt(call, fn, refused),
             # Not a nested function: its annotations would be evaluated each time.
-            lambda member, permit: _call_directly(member, permit, fn, operation, refused),
+            lambda member: _call_directly(member, fn, operation, refused),
         )
     finally:
         attempts.clear_failures()
@@ -84,17 +84,12 @@ def _go_on(
 
 
 def _call_directly(
-    member: Member[T],
-    permit: Permit,
-    fn: Callable[[T], R],
-    operation: str,
-    refused: frozenset[type],
+    member: Member[T], fn: Callable[[T], R], operation: str, refused: frozenset[type]
 ) -> tuple[R, str]:
-    """Make one attempt without worker and report, and record a success."""
+    """Make one attempt without worker and report."""
     result = fn(member.provider)
     if type(result) in refused:
         refuse_result(member, operation, result)
-    member.breaker._record_success(permit)
     return result, member.name
 
 

@@ -102,10 +102,20 @@ class FallbackGroup(_settings.Uncopyable, Generic[T]):
             TypeError: An argument has the wrong type.
             ValueError: The name is empty or already used, or the timeout negative or not finite.
         """
+        self._add(name, fallback, attempt_timeout, circuit_breaker)
+
+    def _add(
+        self,
+        name: str,
+        fallback: T,
+        attempt_timeout: float | timedelta | None,
+        circuit_breaker: CircuitBreakerConfig | None,
+        notes: object = None,
+    ) -> None:
         if not _settings.check_name("name", name):
             msg = f"name must not be empty, got {name!r}"
             raise ValueError(msg)
-        member = Member(name, fallback, self._config, attempt_timeout, circuit_breaker)
+        member = Member(name, fallback, self._config, attempt_timeout, circuit_breaker, notes)
         with self._lock:
             while not self._add_locked(member):
                 pass

@@ -1,18 +1,18 @@
 """Sessions: long-lived handles that are opened with failover, and are one call each."""
 
+from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextvars import Context
 from threading import Lock
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar, cast, final
+from typing import Any, Generic, Self, TypeVar, final
 
 from typing_extensions import override
 
+from resilience import _settings
 from resilience._failover.attempts import Attempts, Call, refuse_result
 from resilience._failover.execute import NO_ANSWER, NOT_STARTED
-from resilience._failover.source import ProviderStream, is_iterable
+from resilience._failover.source import ProviderStream, call_and_hold, is_iterable
 from resilience._log import log_suppressed
-from resilience._settings import Uncopyable
 
 T = TypeVar("T")
 H = TypeVar("H")
@@ -27,59 +27,67 @@ class Opened(Generic[H]):
     It is opened and closed in one context, on whichever threads.
     """
 
-    __slots__ = ("_closing", "_context", "_handles")
+    __slots__ = ("_closing", "_context", "_handles", "call", "was_closed")
 
-    def __init__(self, context: Context) -> None:
-        """Prepare to open a handle in a context."""
-        self._context = context
-        self._closing = Lock()  # taken once, by the thread that closes
-        self._handles: list[H] = []
+    def __init__(self, call: Call[Any]) -> None:
+        """Prepare to open a handle in the context of a call."""
+        self.call: Call[Any] = call
+        self._context = call.context  # that of this thread; what follows may run on a worker
+        self.was_closed: bool = False
+        self._closing = Lock()  # taken by the thread that closes
+        self._handles: defaultdict[int, H] = defaultdict()
 
     def __del__(self) -> None:
         """Close a handle whose session was never made, since its caller was interrupted."""
         if hasattr(self, "_handles"):  # if missing, the making of this object was interrupted
             self.close_quietly()
 
-    def open(self, open_handle: Callable[[T], H], provider: T) -> H:
-        """Open the handle."""
-        # In C alone: an exception that is thrown into this thread cannot strike between the return
-        # of the function and the moment when the list has the handle.
-        run = cast("Callable[[Callable[[T], H], T], H]", self._context.run)
-        self._handles.extend(map(run, (open_handle,), (provider,)))
-        return self.handle
+    def open(self, open_handle: Callable[[T], H], provider: T, required: tuple[str, ...]) -> None:
+        """Open the handle; raise if what the provider returns is none."""
+        handle = call_and_hold(self._handles, self._context, open_handle, provider)
+        if type(handle) in NO_ANSWER or not all(hasattr(handle, name) for name in required):
+            call, wrong = self.call, self._handles.pop(0)
+            self._context.run(refuse_result, call.member, call.operation, wrong)
 
     @property
     def handle(self) -> H:
         """What the provider has returned."""
         return self._handles[0]
 
-    def refuse(self, call: Call[Any]) -> None:
-        """Close what is no handle, and raise."""
-        self._context.run(refuse_result, call.member, call.operation, self._handles.pop())
-
     def close(self) -> None:
         """Close the handle, if it has been opened and not yet closed."""
-        if self._closing.acquire(blocking=False):
-            for handle in self._handles:
-                close = getattr(handle, "close", None)
-                if callable(close):
-                    self._context.run(close)
+        if not self._closing.acquire(blocking=False):
+            return
+        try:
+            self._context.run(self._close)
+        finally:
+            if not self.was_closed:  # this thread was interrupted before that
+                self._closing.release()
+
+    def _close(self) -> None:
+        for handle in self._handles.values():
+            close = getattr(handle, "close", None)
+            self.was_closed = True
+            if callable(close):
+                _settings.refuse_coroutine(f"close() of {self.call.member.name!r}", close())
 
     def close_quietly(self) -> None:
         """Close the handle, and log what that raises."""
         try:
             self.close()
+        except self.call.member.config.interrupt_on:
+            raise
         except Exception as raised:
             log_suppressed("close() of a provider's session", raised)
 
 
-class Session(Uncopyable, Generic[H]):
+class Session(_settings.Uncopyable, Generic[H]):
     """A handle H of the first provider that could open one; its life is one call to the breaker.
 
     The first exception that a function called by `execute` or `stream` raises settles the call: it
-    has failed, or is neither failure nor success if the exception does not count. The call has
-    succeeded if the session is closed before. Dropping a session closes the handle, and is neither;
-    so is a `with` block that is left by an exception of the caller's own.
+    has failed, or is ignored if the exception does not count. The call has succeeded if the session
+    is closed before that. If the session is dropped, or an exception of the caller's own leaves the
+    `with` block, the call is cancelled, and the handle is closed.
 
     The handle is opened and closed in one `contextvars` context, whichever threads do it; each
     iterator of `stream` is advanced and closed in a copy of that.
@@ -87,14 +95,14 @@ class Session(Uncopyable, Generic[H]):
     May be used by as many threads as the provider's own handle. Cannot be copied.
     """
 
-    def __init__(self, call: Call[Any], opened: Opened[H]) -> None:
+    def __init__(self, opened: Opened[H]) -> None:
         """Settle the call of a handle that has been opened."""
         self._opened = opened
-        self._call = call
+        self._call = opened.call
 
     @override
     def __repr__(self) -> str:
-        state = "closed" if self._call.is_settled else "open"
+        state = "closed" if self._opened.was_closed else "open"
         return f"<{type(self).__name__} provider={self.provider!r} {state}>"
 
     @property
@@ -119,14 +127,7 @@ class Session(Uncopyable, Generic[H]):
         Raises:
             Exception: What the function raised, unchanged.
         """
-        try:
-            result = fn(self.handle)
-            if type(result) in NOT_STARTED:
-                refuse_result(self._call.member, "execute", result)
-        except BaseException as error:
-            self._settle(error)
-            raise
-        return result
+        return self._execute(fn, "execute")
 
     def stream(self, fn: Callable[[H], Iterable[R]]) -> Iterator[R]:
         """Call a function of the handle that returns an iterable; an exception settles the call.
@@ -179,21 +180,30 @@ class Session(Uncopyable, Generic[H]):
         finally:
             self._opened.close_quietly()
 
-    def _stream(self, fn: Callable[[H], Iterable[R]], method: str) -> Iterator[R]:
-        member, context = self._call.member, self._call.context.copy()
+    def _execute(self, fn: Callable[[H], R], method: str) -> R:
         try:
-            iterable = context.run(fn, self.handle)
-            if not is_iterable(iterable):
-                context.run(refuse_result, member, method, iterable)
+            result = fn(self.handle)
+            if type(result) in NOT_STARTED:
+                refuse_result(self._call.member, method, result)
         except BaseException as error:
             self._settle(error)
             raise
-        return self._read(ProviderStream(iterable, context, member.config.interrupt_on))
+        return result
+
+    def _stream(self, fn: Callable[[H], Iterable[R]], method: str) -> Iterator[R]:
+        member, context = self._call.member, self._call.context.copy()
+        stream: ProviderStream[R] = ProviderStream(context, member.config.interrupt_on)
+        try:
+            if not is_iterable(stream.open(fn, self.handle)):
+                context.run(refuse_result, member, method, stream.release())
+        except BaseException as error:
+            self._settle(error)
+            raise
+        return self._read(stream)
 
     def _read(self, stream: ProviderStream[R]) -> Generator[R, None, None]:
         try:
-            stream.read_first(_is_nothing, _ignore)
-            yield from stream.first
+            yield from stream.read_first().first
             yield from stream.rest()
         except BaseException as error:
             self._settle(error)
@@ -209,7 +219,7 @@ class Session(Uncopyable, Generic[H]):
 def open_session(
     attempts: Attempts[T],
     open_handle: Callable[[T], H],
-    make: Callable[[Call[Any], Opened[H]], S],
+    make: Callable[[Opened[H]], S],
     required: tuple[str, ...] = (),
 ) -> S:
     """Open a handle with one provider after the other, and make a session S of it.
@@ -226,26 +236,17 @@ def open_session(
     Raises:
         AllFailedError: No provider opened a handle.
     """
-    session = attempts.first_success(lambda call: make(call, _open(call, open_handle, required)))
-    attempts.clear_failures()
-    return session
+    try:
+        return attempts.first_success(lambda call: make(_open(call, open_handle, required)))
+    finally:
+        attempts.clear_failures()
 
 
 def _open(call: Call[T], open_handle: Callable[[T], H], required: tuple[str, ...]) -> Opened[H]:
-    opened: Opened[H] = Opened(call.context)  # of this thread; what follows may run on a worker
+    opened: Opened[H] = Opened(call)
 
     def work(provider: T) -> "Opened[H]":
-        handle = opened.open(open_handle, provider)
-        if type(handle) in NO_ANSWER or not all(hasattr(handle, name) for name in required):
-            opened.refuse(call)
+        opened.open(open_handle, provider, required)
         return opened
 
     return call.run(work, lambda late: late.close_quietly())
-
-
-def _is_nothing(_item: object) -> bool:
-    return False
-
-
-def _ignore() -> None:
-    pass

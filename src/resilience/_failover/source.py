@@ -1,14 +1,17 @@
 """The stream that a provider has returned."""
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from contextvars import Context
+from functools import partial
 from itertools import repeat
 from threading import Lock
 from typing import Generic, Self, TypeVar, cast, final
 
 from resilience._log import log_suppressed
 
+T = TypeVar("T")
 R = TypeVar("R")
 
 
@@ -25,24 +28,21 @@ class ProviderStream(Generic[R]):
         "_in_use",
         "_interrupt_on",
         "_is_closing",
-        "_iterable",
         "_iterator",
+        "_returned",
         "_was_closed",
         "first",
     )
 
     def __init__(
-        self,
-        iterable: Iterable[R],
-        context: Context,
-        interrupt_on: tuple[type[BaseException], ...] = (),
+        self, context: Context, interrupt_on: tuple[type[BaseException], ...] = ()
     ) -> None:
-        """Take over what a provider has returned, and the context in which it did so.
+        """Prepare to call a provider in a context, and to own what it returns.
 
         Interruptions of the caller are raised by `close()`; what else is raised there is logged.
         """
         self._interrupt_on = interrupt_on
-        self._iterable = iterable
+        self._returned: defaultdict[int, Iterable[R]] = defaultdict()
         self._context = context
         self._iterator: Iterator[R] = iter(())
         self.first: tuple[R, ...] = ()
@@ -57,7 +57,24 @@ class ProviderStream(Generic[R]):
             with suppress(RuntimeError):  # a thread of the parent of this process is still reading
                 self._context.run(self._close)
 
-    def read_first(self, is_empty: Callable[[R], bool], on_empty: Callable[[], None]) -> Self:
+    def open(self, fn: Callable[[T], Iterable[R]], argument: T) -> Iterable[R]:
+        """Call a function of the provider, and own what it returns."""
+        return call_and_hold(self._returned, self._context, fn, argument)
+
+    def release(self) -> Iterable[R]:
+        """Return what the provider has returned, which is not closed then."""
+        return self._returned.pop(0)
+
+    @property
+    def returned(self) -> object:
+        """What the provider has returned."""
+        return self._returned.get(0)
+
+    def read_first(
+        self,
+        is_empty: Callable[[R], bool] = lambda _: False,
+        on_empty: Callable[[], None] = lambda: None,
+    ) -> Self:
         """Read the first item that is not empty, if there is one, unless the stream is closed.
 
         Args:
@@ -85,7 +102,7 @@ class ProviderStream(Generic[R]):
     def _read_first(
         self, is_empty: Callable[[R], bool], on_empty: Callable[[], None]
     ) -> tuple[R, ...]:
-        self._iterator = iter(self._iterable)
+        self._iterator = iter(self._returned[0])
         for item in self._iterator:
             if not is_empty(item):
                 return (item,)
@@ -118,8 +135,22 @@ class ProviderStream(Generic[R]):
         try:
             close(self._iterator, self._interrupt_on)
         finally:
-            if self._iterable is not self._iterator:
-                close(self._iterable, self._interrupt_on)
+            for iterable in self._returned.values():
+                if iterable is not self._iterator:
+                    close(iterable, self._interrupt_on)
+
+
+def call_and_hold(
+    held: "defaultdict[int, R]", context: Context, fn: Callable[[T], R], argument: T
+) -> R:
+    """Call a function in a context; a dictionary has its result from the moment of its return."""
+    # A dictionary calls its factory in C alone: an exception that is thrown into this thread cannot
+    # strike between the return of the function and the moment when the dictionary has the result.
+    held.default_factory = cast("Callable[[], R]", partial(context.run, fn, argument))
+    try:
+        return held[0]
+    finally:
+        held.default_factory = None  # it holds the provider
 
 
 def is_iterable(value: object) -> bool:

@@ -11,7 +11,7 @@ from typing import Any, Generic, NoReturn, Self, TypeVar, cast, final
 
 from typing_extensions import override
 
-from resilience._failover.attempts import Attempts, Call, refuse_result
+from resilience._failover.attempts import Attempts, Call, Member, refuse_result
 from resilience._failover.source import ProviderStream, is_iterable
 from resilience._fork import renew_after_fork
 from resilience._log import logger
@@ -33,6 +33,10 @@ class StreamRequest(ABC, Generic[T, R]):
 
     def accept(self, *, empty: bool) -> None:
         """Accept the stream that an attempt has opened, or raise to refuse it."""
+
+    def is_wrong(self, _item: R, /) -> bool:
+        """Tell whether an item is not what the contract says."""
+        return False
 
     def is_empty(self, _item: R, /) -> bool:
         """Tell whether an item has no content, so that it does not commit to the provider."""
@@ -61,6 +65,9 @@ class PlainRequest(StreamRequest[T, R]):
     @override
     def start_attempt(self, call: Call[T]) -> Callable[[T], Iterable[R]]:
         return self._open_stream
+
+
+_ENDED: StreamRequest[Any, Any] = PlainRequest(lambda _: ())
 
 
 @final
@@ -97,7 +104,7 @@ class StreamState(Generic[T, R]):
     def __init__(self, attempts: Attempts[T], request: StreamRequest[T, R]) -> None:
         """Prepare to open a stream for a request."""
         self._attempts = attempts
-        self._request = request
+        self._request: StreamRequest[T, R] = request
         # Written under the shared lock, but for `_stream`, which belongs to the thread that reads.
         # `closed` is read without it, before and after each item. The thread that closes sets it,
         # and then checks whether the generator runs; the thread that reads runs the generator, and
@@ -119,7 +126,18 @@ class StreamState(Generic[T, R]):
     @property
     def provider(self) -> str | None:
         """Name of the provider that serves the stream, None before there is one."""
-        return self._call.member.name if self._call is not None and self.committed else None
+        return None if self.member is None else self.member.name
+
+    @property
+    def member(self) -> Member[T] | None:
+        """The member that serves the stream, None before there is one."""
+        return self._call.member if self._call is not None and self.committed else None
+
+    @property
+    def returned(self) -> object:
+        """What the provider has returned that serves the stream, None before there is one."""
+        stream = self._stream
+        return None if stream is None or not self.committed else stream.returned
 
     def start(self, *, lazy: bool) -> None:
         """Open the stream; if lazy, call the provider's function but do not wait for an item."""
@@ -215,7 +233,7 @@ class StreamState(Generic[T, R]):
         request = self._request
         return (
             # The next item ends the reading of an attempt that has been given up, empty or not.
-            lambda item: not call.is_settled and request.is_empty(item),
+            lambda item: not call.is_settled and _is_empty(request, call, item),
             lambda: call.renew_limit(request.input_wait),
         )
 
@@ -284,17 +302,24 @@ class StreamState(Generic[T, R]):
             self._stream.close()
         if not self.has_ended:
             self._request.close()
+            self._request = _ENDED  # a stream that is kept must not keep a prompt
             self._attempts.clear_failures()
             self.has_ended = True
+
+
+def _is_empty(request: StreamRequest[Any, R], call: Call[Any], item: R) -> bool:
+    if request.is_wrong(item):
+        refuse_result(call.member, call.operation, item)
+    return request.is_empty(item)
 
 
 def _open_in(
     context: Context, call: Call[T], open_stream: Callable[[T], Iterable[R]], provider: T
 ) -> ProviderStream[R]:
-    iterable = context.run(open_stream, provider)
-    if not is_iterable(iterable):
-        context.run(refuse_result, call.member, call.operation, iterable)
-    return ProviderStream(iterable, context, call.member.config.interrupt_on)
+    stream: ProviderStream[R] = ProviderStream(context, call.member.config.interrupt_on)
+    if not is_iterable(stream.open(open_stream, provider)):
+        context.run(refuse_result, call.member, call.operation, stream.release())
+    return stream
 
 
 class Stream(chain[Any], Iterator[R_co], Uncopyable):

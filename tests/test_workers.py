@@ -570,7 +570,7 @@ class TestErrors:
 
         (record,) = caplog.records
         assert record.getMessage().startswith(
-            "closing what an abandoned call returned raised ConnectionError at "
+            "closing the result of an abandoned call raised ConnectionError at "
         )
         assert call(workers, threading.current_thread) is slow.thread
 

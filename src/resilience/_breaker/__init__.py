@@ -1,1 +1,1 @@
-"""The circuit breaker: its settings, its states, and calling a function under its protection."""
+"""The circuit breaker: its settings, its states, and the calls that it protects."""

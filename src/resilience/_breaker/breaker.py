@@ -1,4 +1,4 @@
-"""The state machine of a circuit breaker, and calling a function under its protection."""
+"""The state machine of a circuit breaker, and the calls that it protects."""
 
 import inspect
 import math
@@ -37,17 +37,17 @@ _DEFAULTS = CircuitBreakerConfig()
 
 @final
 class CircuitBreaker(_settings.Uncopyable):
-    """A circuit breaker around the calls of one provider.
+    """A circuit breaker for the calls to one provider.
 
-    Closed, it admits every call, until `max_failures` calls in a row have failed. Open, it rejects
-    calls with `CircuitOpenError` until `reset_timeout` has elapsed. Half-open, it admits
-    `half_open_max` calls as probes: it closes when all of them have succeeded and opens again when
-    one fails. If that takes too long, because some of them hang, one more is admitted after each
-    further `reset_timeout`.
+    A closed breaker admits every call, until `max_failures` calls in a row have failed. An open
+    breaker rejects calls with `CircuitOpenError` until `reset_timeout` has elapsed. A half-open
+    breaker admits `half_open_max` calls as probes: it closes when all of them have succeeded, and
+    opens again when one fails. If probes hang, one more is admitted after each further
+    `reset_timeout`.
 
-    A call that ends with an exception that does not count, or that is interrupted, is neither a
-    success nor a failure. A call that ends after the breaker has changed its state changes nothing;
-    only a longer `retry_after` still lengthens an open period.
+    A call that raises an exception that does not count, or that is interrupted, is neither a
+    success nor a failure. The outcome of a call that ends after the breaker has changed its state
+    is ignored; only a longer `retry_after` still lengthens an open period.
 
     May be used by any number of threads. A healthy call takes no lock, and no lock is held while
     the protected function, a hook, a listener or a log handler runs. Cannot be copied.
@@ -84,7 +84,7 @@ class CircuitBreaker(_settings.Uncopyable):
         self._half_open_max = _settings.check_count("half_open_max", config.half_open_max, 3)
         self._open_time = OpenTime(config)
         self._events = EventQueue(config.on_state_change)
-        # Written under the lock of the events, like all that periods and probes hold.
+        # Written under the lock of the events, like all attributes of periods and probes.
         self._period: Period = Closed()
         self._opened_count = 0
         self._last_failure: tuple[str, float] | None = None  # its type, and the time of the clock
@@ -101,25 +101,25 @@ class CircuitBreaker(_settings.Uncopyable):
     @property
     def state(self) -> State:
         """The present state; half-open as soon as the next call would be admitted as a probe."""
-        # Without the lock: one read of the period, and one of its end, which is only moved later.
+        # Without the lock: one read of the period, and one of its end, which only becomes later.
         period = self._period
         if isinstance(period, Open) and self._config.clock() >= period.until:
             return State.HALF_OPEN
         return period.state
 
     def snapshot(self) -> Snapshot:
-        """Return the state of the breaker at this moment, for health pages and gauges.
+        """Return the state and the counts at this moment, for health pages and gauges.
 
         Takes the lock, and changes nothing.
 
         Returns:
-            All values as of one moment.
+            All values, read at one moment.
         """
         return self._events.run_locked(self._snapshot_locked, self._config.clock())
 
     def reset(self) -> None:
-        """Close the breaker, clear everything, and forget the calls under way."""
-        # Again only if another thread, or a collected stream, has changed the period meanwhile.
+        """Close the breaker and clear all counts; the outcomes of calls under way are ignored."""
+        # Repeated only if another thread, or the finalizer of a stream, has changed the period.
         while not self._events.run_locked(self._reset_locked, self._period):
             pass
         logger.info("circuit %s was reset", self.name or UNNAMED, extra=self._log_fields())
@@ -127,11 +127,12 @@ class CircuitBreaker(_settings.Uncopyable):
     def isolate(self, seconds: float | timedelta | None = None) -> None:
         """Hold the breaker open, for some time or until `reset()` is called.
 
-        An isolated breaker admits no call, not even where `when_all_open` is "try".
+        An isolated breaker admits no call, not even if `when_all_open` is "try".
 
         Args:
-            seconds: Seconds, or a `timedelta`, after which it is half-open as after any other open
-                period; 0 to make the next call a probe. None to wait for `reset()`.
+            seconds: Seconds, or a `timedelta`, after which the breaker is half-open, as after any
+                other open period; 0 to make the next call a probe. None to stay open until
+                `reset()`.
 
         Raises:
             TypeError: Not a number or a `timedelta`.
@@ -160,17 +161,17 @@ class CircuitBreaker(_settings.Uncopyable):
             **kwargs: Its keyword arguments.
 
         Returns:
-            What the function returned. A coroutine is refused; any other object that does its work
-            later, such as a `Future`, is a success as soon as it is returned.
+            The result of the function. A coroutine raises `TypeError`; any other object that does
+            its work later, such as a `Future`, is a success as soon as it is returned.
 
         Raises:
             CircuitOpenError: The breaker did not admit the call; the function was not called.
             TypeError: The function returned a coroutine.
         """
-        period = self._period  # without the lock, as in _try_acquire, and one call cheaper
+        period = self._period  # without the lock; _try_acquire, inlined
         permit = period if type(period) is Closed else self._acquire()
         try:
-            # The commonest call has no arguments, and unpacking none costs as much as calling.
+            # Most calls have no arguments, and unpacking empty arguments takes as long as the call.
             result = fn(*args, **kwargs) if args or kwargs else fn()
         except BaseException as error:
             self._record_failure(permit, error)
@@ -178,7 +179,7 @@ class CircuitBreaker(_settings.Uncopyable):
         if CoroutineType is type(result):
             self._release(permit)
             _settings.refuse_coroutine(f"fn {_name_of(fn)}", result)
-        if permit.failures:  # without the lock, as in _record_success, and one call cheaper
+        if permit.failures:  # without the lock; _record_success, inlined
             self._record_success(permit)
         return result
 
@@ -199,17 +200,17 @@ class CircuitBreaker(_settings.Uncopyable):
     @overload
     def __call__(self, fn: Callable[P, R], /) -> Callable[P, R]: ...
     def __call__(self, fn: Callable[P, R], /) -> Callable[P, R]:
-        """Decorate a function, so that each call of it goes through the breaker.
+        """Decorate a function, so that the breaker protects each call of it.
 
         The whole iteration of a generator function is one call, admitted at the first `next()`. It
-        has succeeded when the iteration ends, or is left after an item.
+        succeeds when the iteration ends, or when the generator is closed after an item.
 
         Args:
             fn: Synchronous function to protect.
 
         Returns:
             A function with the same parameters and the same result. It raises `TypeError` if `fn`
-            wraps a generator function without being one, and returns a generator or a context
+            is not a generator function itself but wraps one, and returns a generator or a context
             manager: decorate the generator function itself, or use `guard()` in its body.
 
         Raises:
@@ -234,7 +235,7 @@ class CircuitBreaker(_settings.Uncopyable):
             permit = self._acquire()
             try:
                 result = yield from fn(*args, **kwargs)
-            except GeneratorExit:  # left after an item, which is enough to show that it works
+            except GeneratorExit:  # closed after an item, which shows that the function works
                 self._record_success(permit)
                 raise
             except BaseException as error:
@@ -248,7 +249,7 @@ class CircuitBreaker(_settings.Uncopyable):
     # ---- the two steps of a call
 
     def _try_acquire(self) -> Permit | None:
-        """Return a permit for one call, None if the call is not admitted."""
+        """Return a permit for one call; None if the call is not admitted."""
         # Without the lock: one read of the reference admits the call to that closed period. If
         # the breaker opens in the meantime, the call belongs to a period that has ended.
         period = self._period
@@ -266,7 +267,7 @@ class CircuitBreaker(_settings.Uncopyable):
         return permit
 
     def _try_acquire_unrecorded(self) -> Permit | None:
-        """Return a permit whose outcome is discarded, None if the breaker is open."""
+        """Return a permit whose outcome is discarded; None if the breaker is open."""
         return None if self.state is State.OPEN else UNRECORDED
 
     def _try_force(self) -> Permit | None:
@@ -274,22 +275,22 @@ class CircuitBreaker(_settings.Uncopyable):
         return self._events.run_locked(self._force_locked, self._config.clock())
 
     def _try_force_unrecorded(self) -> Permit | None:
-        """Return a permit whose outcome is discarded, None if the breaker is isolated."""
+        """Return a permit whose outcome is discarded; None if the breaker is isolated."""
         period = self._period  # without the lock: one read
         return None if isinstance(period, Open) and period.is_isolated else UNRECORDED
 
     def _rejection(self, now: float | None = None) -> CircuitOpenError:
-        """Return the error for a call that was not admitted at a time of the clock, or now."""
+        """Return the error for a call that was not admitted, at a time of the clock or now."""
         if now is None:
             now = self._config.clock()
-        # Without the lock: one read of the period. What changes in it meanwhile makes the error a
-        # little older, no more.
+        # Without the lock: one read of the period. If another thread changes it at this moment, the
+        # error shows a slightly older state.
         period = self._period
         reason = None if isinstance(period, Closed) else period.reason
         return CircuitOpenError(self.name, self._wait(period, now), reason)
 
     def _wait(self, period: Period, now: float) -> float | None:
-        """Return the seconds until a call may be admitted, None if that is not known."""
+        """Return the seconds until a call may be admitted; None if that is not known."""
         if isinstance(period, Closed):
             return 0.0
         if isinstance(period, Open):
@@ -302,8 +303,8 @@ class CircuitBreaker(_settings.Uncopyable):
 
     def _record_success(self, permit: Permit) -> None:
         """Record that an admitted call has succeeded."""
-        # Without the lock: a count of 0 leaves a success nothing to write; a failure that is
-        # counted at this moment comes after it.
+        # Without the lock: if the count is 0, a success has nothing to write. A failure that is
+        # counted at this moment is regarded as a later one.
         if permit.failures:
             self._events.run_locked(self._record_success_locked, permit)
 
@@ -316,14 +317,14 @@ class CircuitBreaker(_settings.Uncopyable):
             period = permit.period
             if period.successes + 1 >= self._half_open_max:
                 self._transition_locked(period, Closed())
-            # Last, and with no call in between: interrupted before this, the probe still holds the
-            # slot, and releases it.
+            # Last, and with no call in between: if the thread is interrupted before this, the probe
+            # still holds the slot, and releases it.
             permit.is_held = False
             period.failures = 0
             period.successes += 1
 
     def _end_early_locked(self, opened: Open) -> None:
-        """End an open period because a forced call has succeeded, which is as good as a probe."""
+        """End an open period because a forced call has succeeded, which counts as a probe."""
         half_open = HalfOpen(opened)
         half_open.failures = 0
         half_open.slots_used = half_open.successes = 1
@@ -348,7 +349,7 @@ class CircuitBreaker(_settings.Uncopyable):
             if may_open or type(permit) is not Closed:
                 opening = self._prepare_opening(error, delay)
             now = self._config.clock()
-        except BaseException:  # an interruption of the hooks
+        except BaseException:  # the hooks were interrupted
             self._release(permit)
             raise
         record = self._record_failure_locked
@@ -391,23 +392,24 @@ class CircuitBreaker(_settings.Uncopyable):
     ) -> None:
         seconds = self._open_time.after(period)
         delay = 0.0 if opening.delay is None else opening.delay
-        # The delay is neither doubled nor lengthened at random. It is last, since it may be NaN.
+        # The requested delay is not doubled and has no jitter. It is the last argument of `max`,
+        # since it may be NaN.
         until = now + max(seconds * opening.jitter, delay)
         opened = Open(until, seconds=seconds, failures=period.failures, reason=opening.reason)
         self._transition_locked(period, opened, error)
 
     def _lengthen_locked(self, now: float, until: float) -> None:
-        """Lengthen the present open period, if the provider asks for it.
+        """Lengthen the present open period, if the provider asks for a longer delay.
 
-        Any call may lengthen it, also one whose own period has ended. A period whose time has
-        elapsed is not lengthened: a reader may have seen the state half-open.
+        Any call may lengthen it, even one whose own period has ended. A period that has elapsed is
+        not lengthened, because `state` may already have returned half-open.
         """
         period = self._period
         if isinstance(period, Open) and now < period.until < until:
             period.until = until
 
     def _release(self, permit: Permit) -> None:
-        """Record that an admitted call has ended, with neither success nor failure."""
+        """Record that an admitted call has ended without success or failure."""
         if isinstance(permit, Probe):
             self._events.run_locked(self._release_locked, permit)
         # Closed: there is no slot to release, and the count is not changed.
@@ -421,7 +423,7 @@ class CircuitBreaker(_settings.Uncopyable):
 
     def _admit(self, period: Period, now: float) -> Permit | None:
         if isinstance(period, Open) and now < period.until:
-            return None  # without the lock: it was open when it was read
+            return None  # without the lock: the period was open when it was read
         return self._events.run_locked(self._admit_locked, now)
 
     def _admit_locked(self, now: float) -> Permit | None:
@@ -442,7 +444,7 @@ class CircuitBreaker(_settings.Uncopyable):
         return self._take_slot_locked(period, math.inf, now)
 
     def _present_locked(self, now: float) -> Period:
-        """Return the present period; an open one that has elapsed ends by this."""
+        """Return the present period; end it first if it is open and has elapsed."""
         period = self._period
         if isinstance(period, Open) and now >= period.until:
             self._transition_locked(period, HalfOpen(period))
@@ -450,17 +452,17 @@ class CircuitBreaker(_settings.Uncopyable):
         return period
 
     def _take_slot_locked(self, period: HalfOpen, slots: float, now: float) -> Probe | None:
-        """Admit a probe, if one of so many slots is free or the last one was taken long ago."""
-        # Made before the slots are counted. Between the count and the use of the slot nothing may
-        # be called: a signal handler or a finalizer there could use the same slot, so that there
-        # would be one probe too many.
+        """Admit a probe, if a slot is free or `reset_timeout` has elapsed since the last probe."""
+        # The probe is made before the slots are counted. Between the count and the use of the slot
+        # nothing may be called: a signal handler or a finalizer there could use the same slot, and
+        # there would be one probe too many.
         probe = Probe(period, self._release)
         is_full = period.slots_used >= slots
         if is_full and now - period.last_admission < self._open_time.reset_timeout:
             return None
         period.slots_used += 1
         probe.is_held = True
-        # A thread that was slow to get here may have read an earlier time.
+        # A thread that was slow may have read the clock before the last admission.
         period.last_admission = max(period.last_admission, now)
         return probe
 
@@ -469,8 +471,8 @@ class CircuitBreaker(_settings.Uncopyable):
     ) -> bool:
         """Replace one period by another, unless the old one has already ended."""
         change = StateChange(name=self.name, old=old.state, new=new.state, cause=cause)
-        # Nothing is called between comparing and replacing, so neither a finalizer nor a signal
-        # handler can replace the period in between.
+        # Nothing is called between the comparison and the assignment, so neither a finalizer nor a
+        # signal handler can replace the period in between.
         if self._period is not old:
             return False
         self._period = new
@@ -480,7 +482,7 @@ class CircuitBreaker(_settings.Uncopyable):
         return True
 
     def _reset_locked(self, old: Period) -> bool:
-        """Start afresh, unless the period has already ended."""
+        """Start a new closed period, unless the old period has already ended."""
         if not self._transition_locked(old, Closed()):
             return False
         self._opened_count = 0
@@ -498,7 +500,7 @@ class CircuitBreaker(_settings.Uncopyable):
             probes=period.slots_used - period.successes if isinstance(period, HalfOpen) else 0,
             opened_count=self._opened_count,
             last_failure=None if failure is None else failure[0],
-            # A thread that was slow to get here may have read an earlier time.
+            # A thread that was slow may have read the clock before the last failure.
             last_failure_age=None if failure is None else max(0.0, now - failure[1]),
         )
 
@@ -528,7 +530,7 @@ class _Guard(AbstractContextManager[None]):
         traceback: TracebackType | None,
     ) -> None:
         permit, self._permit = self._permit, None
-        if permit is None:  # entered and left by another `with` statement
+        if permit is None:  # another `with` statement has already used this guard
             return
         if exc is None:
             self._breaker._record_success(permit)
@@ -537,7 +539,7 @@ class _Guard(AbstractContextManager[None]):
 
 
 def _checked(fn: Callable[P, R]) -> Callable[P, R]:
-    """Refuse results whose work would begin after the call, when the breaker no longer guards."""
+    """Raise for a result whose work begins after the call, where the breaker cannot guard it."""
 
     @wraps(fn)
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:

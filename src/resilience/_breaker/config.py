@@ -27,13 +27,13 @@ class State(Enum):
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StateChange:
-    """A breaker went from one state to another.
+    """A change of a breaker's state.
 
     Attributes:
         name: Name of the breaker.
         old: State that it left.
         new: State that it entered.
-        cause: Failure that opened it, None for every other change.
+        cause: Failure that opened the breaker; None for all other changes.
     """
 
     name: str
@@ -45,21 +45,21 @@ class StateChange:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """The state of a breaker at one moment.
+    """The state and the counts of a breaker at one moment.
 
     Attributes:
         name: Name of the breaker.
         state: The state; half-open as soon as the next call would be admitted as a probe.
         consecutive_failures: Counted failures since the last success, `reset()` or `isolate()`,
-            failed probes included.
+            including failed probes.
         retry_after: Seconds until a call may be admitted, 0 if one is admitted now; an upper bound
             if probes are under way. None if that is not known: it is isolated until it is reset, or
             the provider asked for an infinite delay.
         probes: Probes under way.
-        opened_count: How often it has opened since it was made or reset; a failed probe opens it
-            again.
-        last_failure: Type name of the last counted failure since it was made or reset; None if
-            there was none.
+        opened_count: How often the breaker has opened since it was made or reset; each failed probe
+            opens it again.
+        last_failure: Type name of the last counted failure since the breaker was made or reset;
+            None if there was none.
         last_failure_age: Seconds since that failure, by the breaker's clock.
     """
 
@@ -83,26 +83,26 @@ class CircuitBreakerConfig:
     Attributes:
         name: Label in logs, events and errors.
         max_failures: Consecutive failures that open a closed breaker.
-        reset_timeout: Seconds, or a `timedelta`, that the breaker stays open at least before it
-            admits a probe.
-        max_reset_timeout: Seconds, or a `timedelta`, up to which open periods grow: each time that
-            a probe fails, the next one is twice as long as the one before, and after the breaker
-            has closed it is `reset_timeout` again. 0 for no growth.
-        reset_jitter: Largest part, from 0 to 1, by which an open period is lengthened at random, so
-            that many processes do not probe at the same moment. It changes no delay that
-            `retry_after` returns.
+        reset_timeout: Minimum time that the breaker stays open before it admits a probe, in seconds
+            or as a `timedelta`.
+        max_reset_timeout: Longest time to which open periods grow, in seconds or as a `timedelta`:
+            each time a probe fails, the next period is twice as long as the last one; after the
+            breaker has closed, the first period is `reset_timeout` again. 0 for no growth.
+        reset_jitter: Largest fraction, from 0 to 1, by which an open period is lengthened at
+            random, so that many processes do not probe at the same moment. It does not change the
+            delay that `retry_after` returns.
         half_open_max: Calls admitted as probes when half-open, all of which must succeed.
         failure_on: Exceptions that count as failures: a type, a tuple of types, or a predicate.
-            Types always include the library's own `AttemptTimeoutError` and `EmptyStreamError`. A
+            Types and tuples also include `AttemptTimeoutError` and `EmptyStreamError`. A
             predicate is called for instances of `Exception`; one that raises or returns a coroutine
             is logged, and the exception counts. `KeyboardInterrupt`, `SystemExit` and
             `GeneratorExit` never count.
         retry_after: Function from a counted exception to the delay that the provider asks for, in
-            seconds or as a `timedelta`, or None if it does not ask. A number opens the breaker at
-            once, for at least that long and never for less than `reset_timeout`; if the breaker is
-            already open, a longer delay lengthens the open period. A bool is treated as None. A
-            function that raises is logged and treated as if it had returned None.
-            `resilience.http.retry_after` is made for this.
+            seconds or as a `timedelta`, or to None if it asks for no delay. A number opens the
+            breaker at once, for this delay or `reset_timeout`, whichever is longer; if the breaker
+            is already open, a longer delay lengthens the open period. A bool is treated as None. A
+            function that raises is logged and treated as if it had returned None. For HTTP, gRPC
+            and websocket clients, use `resilience.http.retry_after`.
         on_state_change: Listener for changes of state. Changes arrive in order, one at a time, in
             a thread that caused one of them. A listener that raises is logged.
         clock: Function that returns seconds and never goes back.

@@ -48,7 +48,7 @@ class EventQueue:
         # nor raise. Replaced as a whole, with the lock held; read without it.
         self.watchers: tuple[Callable[[], object], ...] = ()
         # Reentrant, because a garbage collection or a signal may interrupt a thread that holds the
-        # lock, and drop a stream or run a handler that uses this very breaker.
+        # lock, and run a finalizer or a handler that uses the same breaker.
         self._lock = RLock()
         # The threads that hold the lock, are about to take it, or have just released it. A thread
         # adds and discards only itself, and a set does each in one step.
@@ -56,18 +56,19 @@ class EventQueue:
         # Guarded by the lock. The thread that announces is written without it by that thread alone.
         self._events: list[StateChange] = []
         self._announcer: int | None = None
-        # Adds an event; called with the lock held, as the event becomes true. It is the list's own
-        # method: in a function of ours a signal handler could add a later event before this one.
+        # Adds an event; called with the lock held, right after the change of state. It is the
+        # method of the list itself: in a Python function, a signal handler could add a later event
+        # before this one.
         self.append: Callable[[StateChange], None] = self._events.append
         renew_after_fork(self)
 
     def run_locked(self, change: Callable[[*Ts], R], *args: *Ts) -> R:
-        """Make a change of state under the lock, then announce what it has caused."""
+        """Make a change of state under the lock, then announce the events that it has caused."""
         thread, inside = get_ident(), self._inside
         is_nested = thread in inside
         try:
-            # Before the lock is taken and until after its release. The other way round, code that
-            # a signal or a garbage collection runs in between would announce under the lock.
+            # Before the lock is taken, and until after its release. In the other order, code that a
+            # signal or a garbage collection runs in between would announce under the lock.
             inside.add(thread)
             with self._lock:
                 result = change(*args)
@@ -82,8 +83,9 @@ class EventQueue:
         return result
 
     def _announce_all(self) -> None:
-        # Without the lock: a thread that announces first ends and then looks for further events,
-        # and this thread has added its events before it looks. So one of the two sees the other.
+        # Without the lock: a thread that announces first clears `_announcer`, and then checks for
+        # further events; this thread has added its events before it reads `_announcer`. So one of
+        # the two threads announces them.
         announcer, thread = self._announcer, get_ident()
         if announcer is not None:
             return
@@ -95,7 +97,7 @@ class EventQueue:
             # Without the lock: only this thread writes and removes its own number.
             if self._announcer == thread:
                 self._announcer = None
-                if self._events:  # added by a thread that has left them to this one
+                if self._events:  # added by a thread that relies on this one to announce them
                     self._announce_all()
 
     def _start_locked(self, thread: int) -> bool:
@@ -106,7 +108,8 @@ class EventQueue:
     def _announce_first(self) -> None:
         change = self._events[0]
         try:
-            # Within the block: an interruption finds the event in the queue, or calls the listener.
+            # Inside `try`: if the thread is interrupted, either the event is still in the queue or
+            # the listener is called.
             del self._events[0]
             for watcher in self.watchers:
                 watcher()
@@ -124,7 +127,7 @@ class EventQueue:
         """Replace the lock, and forget the threads of the parent; in the child."""
         thread = get_ident()
         self._lock = RLock()
-        # In place: this thread may itself have forked in a locked section, or in a listener.
+        # Changed in place: this thread may itself have forked in a locked section or a listener.
         self._inside.intersection_update({thread})
         if self._announcer != thread:
             self._announcer = None

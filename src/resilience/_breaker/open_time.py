@@ -32,7 +32,7 @@ class OpenTime:
     __slots__ = ("_jitter", "_maximum", "reset_timeout")
 
     def __init__(self, config: CircuitBreakerConfig) -> None:
-        """Take the lengths from the settings."""
+        """Read the lengths from the settings."""
         self.reset_timeout: float = _settings.check_seconds(
             "reset_timeout", config.reset_timeout, 30.0
         )
@@ -48,7 +48,7 @@ class OpenTime:
         return min(2 * period.seconds, self._maximum)
 
     def draw_jitter(self) -> float:
-        """Return a random factor for the length of one open period; not under a lock."""
+        """Return a random factor for the length of one open period; called without the lock."""
         return 1 + self._jitter * random.random() if self._jitter else 1.0
 
 
@@ -57,9 +57,9 @@ def requested_delay(
     error: Exception,
     interrupt_on: tuple[type[BaseException], ...],
 ) -> float | None:
-    """Return the seconds that the provider asks for, None if it does not ask.
+    """Return the seconds that the provider asks for; None if it does not ask for a delay.
 
-    A bool is no number of seconds: `isinstance(error, RateLimitError) and 60` may well be False. A
+    A bool is treated as None, because `isinstance(error, RateLimitError) and 60` may be False. A
     hook that raises is logged and treated as if it had returned None.
     """
     try:

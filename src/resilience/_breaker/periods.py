@@ -1,7 +1,7 @@
 """Periods of a circuit breaker in one state, and the permits that admit calls in each of them.
 
 Each period is an object of its own, and the outcome of a call is recorded in the period that
-admitted it. A period that has ended can still be written to, but is never read again: that is why
+admitted it. A period that has ended can still be written to, but is never read again; therefore
 late outcomes change nothing.
 """
 
@@ -49,7 +49,7 @@ class Open:
             reason: Type and message of the last of them.
             is_isolated: Whether it was opened by `isolate()`.
         """
-        self.until: float = until  # only ever moved later, by a delay that the provider asks for
+        self.until: float = until  # only becomes later, by a delay that the provider asks for
         self.seconds: float = seconds
         self.failures: int = failures
         self.reason: str | None = reason
@@ -58,7 +58,7 @@ class Open:
 
 @final
 class HalfOpen:
-    """A half-open period: some calls are admitted as probes, and must all succeed."""
+    """A half-open period: some calls are admitted as probes, and all of them must succeed."""
 
     __slots__ = ("failures", "last_admission", "reason", "seconds", "slots_used", "successes")
     state: ClassVar[State] = State.HALF_OPEN
@@ -75,15 +75,15 @@ class HalfOpen:
 
 @final
 class Probe:
-    """A slot of a half-open period, released when the probe is deleted if not before."""
+    """A slot of a half-open period; released at the latest when the probe is deleted."""
 
     __slots__ = ("_release", "is_held", "period")
     failures: ClassVar[int] = (
-        1  # the one that opened the breaker: never the count of a fast success
+        1  # the failure that opened the breaker; not 0, so that a success is recorded
     )
 
     def __init__(self, period: HalfOpen, release: Callable[["Probe"], object]) -> None:
-        """Prepare for a slot of a period, which is not used yet."""
+        """Prepare for a slot of a period; the slot is not used yet."""
         self.period: HalfOpen = period
         self.is_held: bool = False  # guarded by the breaker's lock
         self._release = release
@@ -91,7 +91,7 @@ class Probe:
     def __del__(self) -> None:
         """Release the slot, if the call was interrupted or its permit was dropped."""
         # Without the lock: nothing else refers to the probe any more.
-        if getattr(self, "is_held", False):  # else settled, or its making was interrupted
+        if getattr(self, "is_held", False):  # otherwise settled, or the constructor was interrupted
             self._release(self)
 
 
@@ -113,4 +113,4 @@ UNRECORDED: Closed = Closed()
 """A permit whose outcome is discarded: it has never been the period of a breaker."""
 
 Permit: TypeAlias = Closed | Probe | Forced
-"""What admitted a call, and records its outcome."""
+"""What admits a call and records its outcome."""

@@ -93,7 +93,7 @@ class Member(Generic[T]):
         started: float,
         first_item: float | None = None,
     ) -> None:
-        """Report how an attempt has ended that had started at a time of the clock."""
+        """Report how an attempt has ended; `started` is a time of the clock."""
         listener = self.listener
         if listener is None:
             return
@@ -134,7 +134,7 @@ class Call(Generic[T]):
     )
 
     def __init__(self, member: Member[T], permit: Permit, operation: str) -> None:
-        """Make a call that the member's breaker has admitted just now."""
+        """Make a call that the member's breaker has just admitted."""
         self.member: Member[T] = member
         self.operation: str = operation
         # The thread on which the provider's code was called last.
@@ -143,16 +143,17 @@ class Call(Generic[T]):
         self._context: Context | None = None
         self._started = 0.0 if member.listener is None else member.clock()
         self._first_item: float | None = None
-        # How much of the time limit was used, up to which time, and how long the provider had
-        # waited for input by then. One tuple, since a worker replaces it while the caller reads it.
+        # The used part of the time limit, the time at which it was measured, and how long the
+        # provider had waited for input until then. A single tuple, since a worker may replace it
+        # while the caller reads it.
         self._limit_state = (0.0, 0.0, 0.0)
         self._settled = Lock()  # taken once, by the first outcome
 
     @property
     def context(self) -> Context:
-        """The context for what lives longer than one function, on whichever threads it is used.
+        """The context for objects that live longer than one function, whichever threads use them.
 
-        A copy of the caller's context: the caller is the first to read it.
+        A copy of the caller's context, because the caller is the first to read this property.
         """
         if self._context is None:
             self._context = copy_context()
@@ -170,7 +171,7 @@ class Call(Generic[T]):
             self._report(Outcome.SUCCEEDED, None)
 
     def cancel(self) -> None:
-        """Record that the call was given up: neither a success nor a failure."""
+        """Record that the caller has ended the call early: neither a success nor a failure."""
         if self._settled.acquire(blocking=False):
             self._release(Outcome.CANCELLED, None)
 
@@ -178,9 +179,9 @@ class Call(Generic[T]):
         """Record an exception, as a failure if it counts.
 
         Returns:
-            CANCELLED for an interruption of the caller, SKIPPED for a group none of whose providers
-            was tried, IGNORED for a request that the provider does not support, FAILED for all
-            others, whether they count or not. None if the call was settled before.
+            CANCELLED for an interruption of the caller, SKIPPED for a group that tried none of its
+            providers, IGNORED for a request that the provider does not support, FAILED for all
+            other exceptions, whether they count or not. None if the call was settled before.
         """
         if not self._settled.acquire(blocking=False):
             return None
@@ -221,7 +222,7 @@ class Call(Generic[T]):
             self.member.report(self.operation, outcome, error, self._started, self._first_item)
 
     def note_first_item(self) -> None:
-        """Note that the first item of a stream has arrived."""
+        """Record the time at which the first item of a stream has arrived."""
         if self.member.listener is not None:
             self._first_item = self.member.clock() - self._started
 
@@ -231,19 +232,19 @@ class Call(Generic[T]):
         discard: Callable[[R], object],
         input_wait: Callable[[], float] = float,
     ) -> R:
-        """Call a function of the provider, within the time that is left for this attempt.
+        """Call a function of the provider, within the remaining time limit of this attempt.
 
         Args:
-            fn: What to call with the provider.
-            discard: What to do with a result that comes too late.
+            fn: Function to call with the provider.
+            discard: Function to call with a result that is returned too late.
             input_wait: Returns the seconds for which the provider has waited for input.
 
         Returns:
-            What the function returned.
+            The result of the function.
 
         Raises:
-            AttemptTimeoutError: The time is up.
-            RuntimeError: No thread can be started. The call is settled then, as cancelled.
+            AttemptTimeoutError: The time limit has elapsed.
+            RuntimeError: No thread can be started. The call is then settled as cancelled.
         """
         workers, provider = self.member.workers, self.member.provider
         if workers is None:
@@ -268,7 +269,7 @@ class Call(Generic[T]):
             self._limit_state = (self._used(input_wait), 0.0, 0.0)
 
     def renew_limit(self, input_wait: Callable[[], float]) -> None:
-        """Start the time limit of this attempt anew, since the provider has returned something."""
+        """Restart the time limit of this attempt, since the provider has returned an item."""
         if self.member.workers is not None:
             self._limit_state = (0.0, monotonic(), input_wait())
 
@@ -288,9 +289,9 @@ _SPECIAL = (
 
 
 def _is_unsupported(error: BaseException, provider: object, operation: str) -> bool:
-    if isinstance(error, AttributeError):  # a method of the contract that it does not have
+    if isinstance(error, AttributeError):  # the provider does not have this contract method
         return error.obj is provider and error.name == operation
-    if isinstance(error, AllFailedError):  # a group of which no provider has failed
+    if isinstance(error, AllFailedError):  # a group in which no provider has failed
         return bool(error.failures) and all(
             _was_skipped(each) or _is_unsupported(each, provider, operation)
             for each in error.failures.values()
@@ -299,11 +300,11 @@ def _is_unsupported(error: BaseException, provider: object, operation: str) -> b
 
 
 def no_error() -> None:
-    """Return no error, for a call without an input of its own."""
+    """Return None, for a call without input of the caller."""
 
 
 def refuse_result(member: Member[Any], operation: str, result: object) -> NoReturn:
-    """Raise for a result that is not what the contract says; it is closed, if it can be closed."""
+    """Raise for a result that violates the contract; close the result first, if possible."""
     method = f"{operation}() of provider {member.name!r}"
     _settings.refuse_coroutine(method, result)
     close(result, member.config.interrupt_on)
@@ -339,8 +340,8 @@ class Attempts(Generic[T]):
     ) -> None:
         """Start with the first member.
 
-        An error of the caller's own input ends the attempts. Without `record`, open breakers are
-        skipped, but no outcome is recorded.
+        An error of the caller's own input ends the attempts. Without `record`, members with open
+        breakers are skipped, but no outcome is recorded.
         """
         self._members = members
         self._operation = operation
@@ -351,7 +352,7 @@ class Attempts(Generic[T]):
         self._failures: dict[str, BaseException] = {}
 
     def first_call(self, permit: Permit) -> Call[T]:
-        """Return a call of the first member, which was admitted already."""
+        """Return a call of the first member, which has already been admitted."""
         return Call(next(self._remaining), permit, self._operation)
 
     def first_success(
@@ -359,7 +360,7 @@ class Attempts(Generic[T]):
         attempt: Callable[[Call[T]], R],
         call_directly: Callable[[Member[T]], R] | None = None,
     ) -> R:
-        """Make attempts with the members that remain, until one of them succeeds.
+        """Make attempts with the remaining members, until one of them succeeds.
 
         Args:
             attempt: Makes one attempt. If it succeeds, its caller settles the call.
@@ -375,7 +376,7 @@ class Attempts(Generic[T]):
         for member in self._remaining:
             permit = self._acquire(member.breaker)
             if permit is None:
-                if not self._is_forced:  # else it was reported before
+                if not self._is_forced:  # otherwise it was reported before
                     member.skip(self._operation)
                 continue
             call: Call[T] | None = None
@@ -414,8 +415,8 @@ class Attempts(Generic[T]):
     def may_go_on(self, call: Call[T], error: BaseException) -> bool:
         """Settle an attempt that raised, and tell whether another provider may be tried.
 
-        An attempt that was settled before it raised was given up by the caller, and one that failed
-        because of the caller's own input would fail anywhere: neither is followed by another.
+        No further attempt is made if the attempt was settled before it raised, because the caller
+        has cancelled it, or if the caller's own input raised, because every provider would fail.
         """
         if self._input_error() is not None:
             call.cancel()
@@ -435,10 +436,10 @@ class Attempts(Generic[T]):
         return True
 
     def all_failed(self) -> AllFailedError:
-        """Return the error for a call that no member has served."""
+        """Return the error for a call in which no member succeeded."""
         failures = {
             member.name: self._failures[member.name]
-            if member.name in self._failures  # an exception may be false
+            if member.name in self._failures  # not `get() or`: an exception may be falsy
             else member.breaker._rejection()
             for member in self._members
         }
@@ -447,16 +448,16 @@ class Attempts(Generic[T]):
         return AllFailedError(failures, min((w for w in waits if w is not None), default=None))
 
     def _wait(self, member: Member[T], error: BaseException) -> float | None:
-        """Return the seconds after which a member may be tried, None if that is not known."""
+        """Return the seconds after which a member may be tried; None if that is not known."""
         wait = member.breaker._rejection().retry_after
-        if isinstance(error, AllFailedError) and error.failures:  # a group, which has to wait, too
+        if isinstance(error, AllFailedError) and error.failures:  # a group, which has its own wait
             inner = error.retry_after
             return None if wait is None or inner is None else max(wait, inner)
-        # A request that is not supported is not supported later either.
+        # A request that is not supported now will not be supported later.
         return None if _is_unsupported(error, member.provider, self._operation) else wait
 
     def clear_failures(self) -> None:
-        """Drop the failures so far; their tracebacks hold the frames of this call."""
+        """Drop the failures recorded so far; their tracebacks refer to the frames of this call."""
         self._failures.clear()
 
 

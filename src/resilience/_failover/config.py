@@ -1,4 +1,4 @@
-"""Settings of a group of providers, and the reports of attempts that it makes."""
+"""Settings of a group of providers, and the reports of its attempts."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,13 +16,13 @@ class Outcome(Enum):
     """How an attempt ended; `str` gives the value.
 
     Attributes:
-        SUCCEEDED: It did its work.
-        FAILED: It raised an exception that counts as a failure.
-        IGNORED: It raised an exception that does not count.
-        SKIPPED: Its breaker did not admit it, or the provider is itself a group none of whose
+        SUCCEEDED: The provider returned a result.
+        FAILED: The attempt raised an exception that counts as a failure.
+        IGNORED: The attempt raised an exception that does not count.
+        SKIPPED: The breaker did not admit the call, or the provider is itself a group none of whose
             breakers admitted it.
-        CANCELLED: It neither succeeded nor failed: it was closed, dropped or interrupted by the
-            caller before that, or the caller's own text raised.
+        CANCELLED: The attempt neither succeeded nor failed: the caller closed, dropped or
+            interrupted it before that, or the caller's own text raised.
     """
 
     SUCCEEDED = "succeeded"
@@ -44,13 +44,14 @@ class Attempt:
     Attributes:
         provider: Name of the provider.
         outcome: How the attempt ended.
-        error: What it raised, or the `CircuitOpenError` of one that was skipped; None if nothing.
-        duration: Seconds from its admission to its end by the breaker's clock. A stream ends with
-            its last item or its closing, a session with its closing.
-        operation: What was asked for: the method of the contract, such as "complete" or
-            "start_stream", or "execute", "stream" or "session" of a group.
-        first_item: Seconds from its admission to the first item of a stream, as the caller gets it;
-            None for anything else, and if there was none.
+        error: Exception that it raised, or the `CircuitOpenError` if it was skipped; otherwise
+            None.
+        duration: Seconds from its admission to its end, by the breaker's clock. A stream ends with
+            its last item or when it is closed, a session when it is closed.
+        operation: The method of the contract that was called, such as "complete" or "start_stream",
+            or "execute", "stream" or "session" of a group.
+        first_item: Seconds from its admission to the first item of a stream that the caller gets;
+            None for anything else, and if there was no item.
     """
 
     provider: str
@@ -76,9 +77,10 @@ class FallbackConfig:
             count, whatever `failure_on` and `fallback_on` say.
         on_attempt: Listener for the report of each attempt that ended, called in the thread in
             which it ended. A listener that raises is logged.
-        attempt_timeout: Seconds, or a `timedelta`, that one attempt may take: until a call returns,
-            a stream has its first item, a session is started. None or 0 for no limit. With a limit
-            the attempt runs on a worker thread, which is abandoned when the time is up.
+        attempt_timeout: Time limit of one attempt, in seconds or as a `timedelta`: until a call
+            returns, a stream has its first item, or a session is started. None or 0 for no limit.
+            With a limit the attempt runs on a worker thread, and is abandoned when the time has
+            elapsed.
         when_all_open: What to do if every provider was skipped. "fail": raise `AllFailedError`.
             "try": try them in order anyway, except for isolated ones. A success ends the open
             period early, as a probe does; a failure changes nothing, unless the provider asks for a
@@ -86,7 +88,8 @@ class FallbackConfig:
 
     Raises:
         TypeError: A value has the wrong type.
-        ValueError: The timeout is negative or not finite, or `when_all_open` is something else.
+        ValueError: The timeout is negative or not finite, or `when_all_open` is neither "fail" nor
+            "try".
     """
 
     circuit_breaker: CircuitBreakerConfig = field(default_factory=CircuitBreakerConfig)

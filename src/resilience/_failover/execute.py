@@ -14,7 +14,7 @@ NOT_STARTED: frozenset[type] = frozenset({CoroutineType, AsyncGeneratorType})
 """Types of results whose work has not begun."""
 
 NO_ANSWER: frozenset[type] = NOT_STARTED | {type(None)}
-"""The same, where None is no answer either."""
+"""The same types and that of None, for methods that must return a value."""
 
 
 def execute(
@@ -31,20 +31,20 @@ def execute(
     Args:
         members: Providers of type T with their breakers.
         fn: Function of a provider.
-        operation: Name of what it does, for errors and reports.
+        operation: Name of the operation, for errors and reports.
         refused: Types of results that are failures.
         record: Whether outcomes are recorded.
         name_result: Puts the provider's name into the result.
 
     Returns:
-        What the function returned.
+        The result of the function.
 
     Raises:
         AllFailedError: The function succeeded with no provider.
     """
     # The path of most calls, without objects that only the others need.
     member = members[0]
-    # Without the lock, as in CircuitBreaker._try_acquire, and one call cheaper.
+    # Without the lock, as in CircuitBreaker._try_acquire; inlined, since a call costs time.
     permit = member.breaker._period
     if not (type(permit) is Closed and member.has_fast_path and record):
         attempts = Attempts(members, operation, record=record)
@@ -71,7 +71,7 @@ def _go_on(
     refused: frozenset[type],
     name_result: Callable[[R, str], R] | None,
 ) -> R:
-    """Call the function with the members that remain."""
+    """Call the function with the remaining members."""
     try:
         result, name = attempts.first_success(
             lambda call: _attempt(call, fn, refused),
@@ -108,4 +108,4 @@ def _attempt(call: Call[T], fn: Callable[[T], R], refused: frozenset[type]) -> t
 
 
 def _drop(_result: object) -> None:
-    """Drop a result that came too late."""
+    """Drop a result that was returned too late."""

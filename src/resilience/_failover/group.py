@@ -1,4 +1,4 @@
-"""A group of providers of one kind, of which the first healthy one is called."""
+"""A group of providers of one kind; calls go to the first healthy one."""
 
 from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
@@ -26,9 +26,9 @@ R = TypeVar("R")
 
 @final
 class FallbackGroup(_settings.Uncopyable, Generic[T]):
-    """Providers of type T in order of preference, each behind its own circuit breaker.
+    """Providers of type T in order of preference, each with its own circuit breaker.
 
-    A call goes to the first provider whose breaker admits it; when it fails, the next is tried.
+    A call goes to the first provider whose breaker admits it; if it fails, the next one is tried.
 
     May be used by any number of threads; providers may be added at any time. Cannot be copied.
     """
@@ -48,20 +48,20 @@ class FallbackGroup(_settings.Uncopyable, Generic[T]):
 
         Args:
             primary: Provider that is tried first.
-            primary_name: Its name, and its breaker's.
-            config: Settings, the defaults if omitted.
-            attempt_timeout: Seconds that an attempt with the primary may take; overrides the
+            primary_name: Its name, also the name of its breaker.
+            config: Settings; the defaults if omitted.
+            attempt_timeout: Time limit in seconds of an attempt with the primary; overrides the
                 setting of the group. 0 for no limit.
-            circuit_breaker: Settings of the primary's breaker, in place of the group's.
+            circuit_breaker: Settings of the primary's breaker, instead of the group's.
 
         Raises:
             TypeError: An argument has the wrong type.
-            ValueError: The name is empty, or the timeout negative or not finite.
+            ValueError: The name is empty, or the timeout is negative or not finite.
         """
         self._config = FallbackConfig() if config is None else config
         _settings.check_type("config", self._config, FallbackConfig)
-        # Guards additions; readers take the whole tuple by one read. Reentrant, because a signal
-        # handler or a finalizer may interrupt an addition, and add a provider itself.
+        # Guards additions; readers read the whole tuple at once, without the lock. Reentrant,
+        # because a signal handler or a finalizer may interrupt an addition, and add a provider.
         self._lock = RLock()
         self._members: tuple[Member[T], ...] = ()
         self.add_fallback(
@@ -87,20 +87,20 @@ class FallbackGroup(_settings.Uncopyable, Generic[T]):
         attempt_timeout: float | timedelta | None = None,
         circuit_breaker: CircuitBreakerConfig | None = None,
     ) -> None:
-        """Add a provider, to be tried after those that are there.
+        """Add a provider, which is tried after the present ones.
 
-        Calls that are under way do not use it.
+        Calls already under way do not use it.
 
         Args:
-            name: Its name, and its breaker's.
+            name: Its name, also the name of its breaker.
             fallback: The provider.
-            attempt_timeout: Seconds that an attempt with it may take; overrides the setting of
-                the group. 0 for no limit.
-            circuit_breaker: Settings of its breaker, in place of the group's.
+            attempt_timeout: Time limit in seconds of an attempt with this provider; overrides the
+                setting of the group. 0 for no limit.
+            circuit_breaker: Settings of its breaker, instead of the group's.
 
         Raises:
             TypeError: An argument has the wrong type.
-            ValueError: The name is empty or already used, or the timeout negative or not finite.
+            ValueError: The name is empty or already used, or the timeout is negative or not finite.
         """
         self._add(name, fallback, attempt_timeout, circuit_breaker)
 
@@ -121,7 +121,7 @@ class FallbackGroup(_settings.Uncopyable, Generic[T]):
                 pass
 
     def _add_locked(self, member: Member[T]) -> bool:
-        """Add a member, unless one was added meanwhile by code that has interrupted this."""
+        """Add a member; False if code that has interrupted this method has added another."""
         members = self._members
         if any(member.name == other.name for other in members):
             msg = f"name {member.name!r} is already used in this group"
@@ -151,7 +151,7 @@ class FallbackGroup(_settings.Uncopyable, Generic[T]):
                 skip open breakers, but are not admitted as probes, and no outcome is recorded.
 
         Returns:
-            What the function returned.
+            The result of the function.
 
         Raises:
             AllFailedError: The function succeeded with no provider.
@@ -160,14 +160,14 @@ class FallbackGroup(_settings.Uncopyable, Generic[T]):
         return execute(self._members, fn, "execute", record=record)
 
     def stream(self, open_stream: Callable[[T], Iterable[R]], *, lazy: bool = False) -> Stream[R]:
-        """Open a stream with one provider after the other, until there is a first item.
+        """Open a stream with one provider after the other, until one returns a first item.
 
         Args:
-            open_stream: Function of a provider that returns an iterable of items R. Whether the
-                function does the work or the first `next()` makes no difference.
+            open_stream: Function of a provider that returns an iterable of items R. The function
+                may do the work itself, or leave it to the first `next()`.
             lazy: When to wait for the first item. False: before this method returns. True: in the
-                first `next()`, for input that the caller has still to produce in the same thread;
-                the provider's function is called at once in either case.
+                first `next()`, if the caller produces the input later in the same thread. In both
+                cases the provider's function is called at once.
 
         Returns:
             An iterator with `close()`, `with` support and the provider's name.
@@ -180,14 +180,14 @@ class FallbackGroup(_settings.Uncopyable, Generic[T]):
         return open_request(attempts, PlainRequest(open_stream), Stream, lazy=lazy)
 
     def session(self, open_session: Callable[[T], H]) -> Session[H]:
-        """Open something long-lived with one provider after the other, until one succeeds.
+        """Open a long-lived object with one provider after the other, until one succeeds.
 
         Args:
             open_session: Function of a provider that returns a handle H, such as a connection, when
-                it is ready for use. If the handle has a `close()`, that ends it.
+                the handle is ready for use. If the handle has a `close()`, it is called at the end.
 
         Returns:
-            The session, whose life is one call to the provider's breaker; so close it.
+            The session. Its life is one call to the provider's breaker, so close it.
 
         Raises:
             AllFailedError: No provider opened a session.
@@ -209,7 +209,7 @@ def execute_with_result(group: FallbackGroup[T], fn: Callable[[T], R]) -> R:
         fn: Synchronous function of a provider.
 
     Returns:
-        What the function returned.
+        The result of the function.
 
     Raises:
         AllFailedError: The function succeeded with no provider.

@@ -1,4 +1,4 @@
-"""Sessions: long-lived handles that are opened with failover, and are one call each."""
+"""Sessions: long-lived handles that are opened with failover; each session is one call."""
 
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -24,7 +24,7 @@ S = TypeVar("S")
 class Opened(Generic[H]):
     """A handle H that a provider has opened: closed exactly once, if it can be closed.
 
-    It is opened and closed in one context, on whichever threads.
+    It is opened and closed in one context, whichever threads do it.
     """
 
     __slots__ = ("_closing", "_context", "_handles", "call", "was_closed")
@@ -38,8 +38,8 @@ class Opened(Generic[H]):
         self._handles: defaultdict[int, H] = defaultdict()
 
     def __del__(self) -> None:
-        """Close a handle whose session was never made, since its caller was interrupted."""
-        if hasattr(self, "_handles"):  # if missing, the making of this object was interrupted
+        """Close a handle for which no session was made, because the caller was interrupted."""
+        if hasattr(self, "_handles"):  # if missing, the constructor was interrupted
             self.close_quietly()
 
     def open(self, open_handle: Callable[[T], H], provider: T, required: tuple[str, ...]) -> None:
@@ -51,7 +51,7 @@ class Opened(Generic[H]):
 
     @property
     def handle(self) -> H:
-        """What the provider has returned."""
+        """The object that the provider has returned."""
         return self._handles[0]
 
     def close(self) -> None:
@@ -72,7 +72,7 @@ class Opened(Generic[H]):
                 _settings.refuse_coroutine(f"close() of {self.call.member.name!r}", close())
 
     def close_quietly(self) -> None:
-        """Close the handle, and log what that raises."""
+        """Close the handle, and log an exception of it."""
         try:
             self.close()
         except self.call.member.config.interrupt_on:
@@ -90,7 +90,7 @@ class Session(_settings.Uncopyable, Generic[H]):
     `with` block, the call is cancelled, and the handle is closed.
 
     The handle is opened and closed in one `contextvars` context, whichever threads do it; each
-    iterator of `stream` is advanced and closed in a copy of that.
+    iterator of `stream` is advanced and closed in a copy of this context.
 
     May be used by as many threads as the provider's own handle. Cannot be copied.
     """
@@ -107,7 +107,7 @@ class Session(_settings.Uncopyable, Generic[H]):
 
     @property
     def handle(self) -> H:
-        """What the provider has opened; what is done with it directly settles nothing."""
+        """The object that the provider has opened; using it directly never settles the call."""
         return self._opened.handle
 
     @property
@@ -122,10 +122,10 @@ class Session(_settings.Uncopyable, Generic[H]):
             fn: Synchronous function of the handle.
 
         Returns:
-            What the function returned.
+            The result of the function.
 
         Raises:
-            Exception: What the function raised, unchanged.
+            Exception: The function raised; its exception is raised unchanged.
         """
         return self._execute(fn, "execute")
 
@@ -136,15 +136,16 @@ class Session(_settings.Uncopyable, Generic[H]):
             fn: Function of the handle that returns an iterable of items R.
 
         Returns:
-            The items as they come. Closing or dropping the iterator closes the iterable.
+            The items as they arrive. Closing or dropping the iterator closes the iterable.
 
         Raises:
-            Exception: What the function raised, unchanged; iterating may raise, too.
+            Exception: The function raised; its exception is raised unchanged. Iterating may raise
+                too.
         """
         return self._stream(fn, "stream")
 
     def close(self) -> None:
-        """Settle the call as a success, if nothing has failed, and close the handle.
+        """Record a success, unless the call is already settled, and close the handle.
 
         Closing again does nothing.
         """
@@ -154,7 +155,7 @@ class Session(_settings.Uncopyable, Generic[H]):
             self._opened.close()
 
     def __enter__(self) -> Self:
-        """Return the session, which the end of the `with` statement closes."""
+        """Return the session; the end of the `with` statement closes it."""
         return self
 
     def __exit__(
@@ -163,7 +164,7 @@ class Session(_settings.Uncopyable, Generic[H]):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Close the session; an exception of the caller's own is neither success nor failure."""
+        """Close the session; the caller's own exception is neither a success nor a failure."""
         if exc is None:
             self.close()
         else:
@@ -171,7 +172,7 @@ class Session(_settings.Uncopyable, Generic[H]):
 
     def __del__(self) -> None:
         """Close a session that was never closed, as neither a success nor a failure."""
-        if hasattr(self, "_call"):  # if missing, its making was interrupted
+        if hasattr(self, "_call"):  # if missing, the constructor was interrupted
             self._give_up()
 
     def _give_up(self) -> None:
@@ -222,7 +223,7 @@ def open_session(
     make: Callable[[Opened[H]], S],
     required: tuple[str, ...] = (),
 ) -> S:
-    """Open a handle with one provider after the other, and make a session S of it.
+    """Open a handle with one provider after the other, and make a session S from it.
 
     Args:
         attempts: Attempts with providers T.

@@ -1,4 +1,4 @@
-"""The stream that a provider has returned."""
+"""A stream that a provider has returned."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -19,8 +19,8 @@ R = TypeVar("R")
 class ProviderStream(Generic[R]):
     """An iterable of items R from a provider: started at most once, closed exactly once.
 
-    It is advanced and closed in one context, on whichever threads. A generator that sets a context
-    variable at its beginning could not reset it at its end in another context.
+    It is advanced and closed in one context, whichever threads do it. A generator that sets a
+    context variable at its beginning could not reset it at its end in another context.
     """
 
     __slots__ = (
@@ -39,7 +39,7 @@ class ProviderStream(Generic[R]):
     ) -> None:
         """Prepare to call a provider in a context, and to own what it returns.
 
-        Interruptions of the caller are raised by `close()`; what else is raised there is logged.
+        If closing raises an exception in `interrupt_on`, `close()` raises it; others are logged.
         """
         self._interrupt_on = interrupt_on
         self._returned: defaultdict[int, Iterable[R]] = defaultdict()
@@ -48,13 +48,13 @@ class ProviderStream(Generic[R]):
         self.first: tuple[R, ...] = ()
         self._is_closing = False
         self._was_closed = False
-        # Held by the thread that reads the first item, and for ever by the one that closes.
+        # Held by the thread that reads the first item, and for ever by the thread that closes.
         self._in_use = Lock()
 
     def __del__(self) -> None:
-        """Close a stream that has not been closed, also if whoever used it was interrupted."""
-        if not getattr(self, "_was_closed", True):  # if missing, its making was interrupted
-            with suppress(RuntimeError):  # a thread of the parent of this process is still reading
+        """Close a stream that has not been closed, for instance after an interruption."""
+        if not getattr(self, "_was_closed", True):  # if missing, the constructor was interrupted
+            with suppress(RuntimeError):  # in a forked child: a thread of the parent was reading
                 self._context.run(self._close)
 
     def open(self, fn: Callable[[T], Iterable[R]], argument: T) -> Iterable[R]:
@@ -93,7 +93,7 @@ class ProviderStream(Generic[R]):
             raise
         finally:
             # First release, then check. The thread that closes first sets the flag, and then checks
-            # whether the stream is in use. So one of the two sees the other.
+            # whether the stream is in use. So at least one of the two threads closes the stream.
             self._in_use.release()
             if self._is_closing:
                 self.close()
@@ -111,23 +111,23 @@ class ProviderStream(Generic[R]):
 
     def rest(self) -> Iterator[R]:
         """Return an iterator over the items after the first."""
-        if not self.first:  # at its end, and not to be asked again
+        if not self.first:  # the stream has ended, so `next` must not be called again
             return iter(())
-        # In C alone: it ends when `next` raises StopIteration.
+        # C code only: `map` ends when `next` raises StopIteration.
         read = cast("Callable[[object, Iterator[R]], R]", self._context.run)
         return map(read, repeat(next), repeat(self._iterator))
 
     def close(self) -> None:
-        """Close the provider's iterator and its iterable, as far as they can be closed.
+        """Close the provider's iterator and its iterable, if they have a `close()`.
 
-        A thread that is reading the first item closes them instead, when it has finished.
+        If another thread is reading the first item, that thread closes them when it has finished.
         """
         self._is_closing = True
         if not self._in_use.acquire(blocking=False):
             return
         try:
             self._context.run(self._close)
-        except RuntimeError:  # the context is entered: a thread is still reading, and closes later
+        except RuntimeError:  # the context is in use: a thread is still reading, and closes later
             self._in_use.release()
 
     def _close(self) -> None:
@@ -159,9 +159,9 @@ def is_iterable(value: object) -> bool:
 
 
 def close(returned: object, interrupt_on: tuple[type[BaseException], ...]) -> None:
-    """Close what a provider has returned, if it can be closed.
+    """Close an object that a provider has returned, if it has a `close()`.
 
-    What that raises is logged, except for interruptions of the caller.
+    Exceptions are logged, except for the types in `interrupt_on`, which are raised.
     """
     try:
         method = getattr(returned, "close", None)

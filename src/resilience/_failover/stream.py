@@ -1,4 +1,4 @@
-"""Streams that fail over until their first item, and read from one provider after it."""
+"""Streams that fail over until their first item, and then read from one provider."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -43,7 +43,7 @@ class StreamRequest(ABC, Generic[T, R]):
         return False
 
     def input_error(self) -> BaseException | None:
-        """Return what the caller's own input has raised: not a failure of a provider."""
+        """Return the exception of the caller's own input, which no provider has caused."""
         return None
 
     def input_wait(self) -> float:
@@ -51,12 +51,12 @@ class StreamRequest(ABC, Generic[T, R]):
         return 0.0
 
     def close(self) -> None:
-        """Discard the input, which is not needed any more."""
+        """Discard the input, which is no longer needed."""
 
 
 @final
 class PlainRequest(StreamRequest[T, R]):
-    """A request without an input of its own, which accepts every stream."""
+    """A request without input, which accepts every stream."""
 
     def __init__(self, open_stream: Callable[[T], Iterable[R]]) -> None:
         """Request the stream that a function opens."""
@@ -72,10 +72,10 @@ _ENDED: StreamRequest[Any, Any] = PlainRequest(lambda _: ())
 
 @final
 class _SharedLock:
-    """The lock for the state of all streams, one for all so that a forked child can replace it.
+    """The lock for the state of all streams: one for all, so that a forked child can replace it.
 
-    It is held for an assignment or two. Reentrant, because a signal handler may close the stream
-    that is just being closed.
+    It is held only for one or two assignments. Reentrant, because a signal handler may close the
+    stream that is being closed at this moment.
     """
 
     __slots__ = ("__weakref__", "lock")
@@ -95,8 +95,9 @@ _shared = _SharedLock()
 class StreamState(Generic[T, R]):
     """One stream: opened, committed to a provider, read, settled and closed.
 
-    One thread reads, any thread may close. The last one to leave closes what the provider returned:
-    the one who closes if nobody is reading, else the reader when its `next()` has returned.
+    One thread reads, any thread may close. The thread that finishes last closes the provider's
+    iterable: the thread that closes the stream, or, if another thread is reading, that thread when
+    its `next()` has returned.
     """
 
     __slots__ = ("_attempts", "_call", "_request", "_stream", "closed", "committed", "has_ended")
@@ -105,37 +106,37 @@ class StreamState(Generic[T, R]):
         """Prepare to open a stream for a request."""
         self._attempts = attempts
         self._request: StreamRequest[T, R] = request
-        # Written under the shared lock, but for `_stream`, which belongs to the thread that reads.
+        # Written under the shared lock, except `_stream`, which belongs to the thread that reads.
         # `closed` is read without it, before and after each item. The thread that closes sets it,
         # and then checks whether the generator runs; the thread that reads runs the generator, and
-        # then reads the flag. So one of them sees the other, and ends the stream; at the latest the
-        # reader does, when it reads the next item or drops the stream.
+        # then reads the flag. So at least one of them ends the stream; at the latest the reader
+        # does, when it reads the next item or drops the stream.
         self._call: Call[T] | None = None
         self._stream: ProviderStream[R] | None = None
         self.committed: bool = False
         self.closed: bool = False
-        # Whether there is nothing left to do, also not for the finalizers: they may run when the
+        # Whether nothing is left to do. Finalizers check it, since they may run when the
         # interpreter has already cleared its modules.
         self.has_ended: bool = False
 
     def __del__(self) -> None:
-        """End a stream whose making was interrupted; any other has been ended by then."""
-        if not getattr(self, "has_ended", True):  # if missing, there was nothing to end yet
+        """End a stream whose opening was interrupted; all others have already ended."""
+        if not getattr(self, "has_ended", True):  # if missing, the constructor was interrupted
             self._end()
 
     @property
     def provider(self) -> str | None:
-        """Name of the provider that serves the stream, None before there is one."""
+        """Name of the provider that serves the stream; None before there is one."""
         return None if self.member is None else self.member.name
 
     @property
     def member(self) -> Member[T] | None:
-        """The member that serves the stream, None before there is one."""
+        """The member that serves the stream; None before there is one."""
         return self._call.member if self._call is not None and self.committed else None
 
     @property
     def returned(self) -> object:
-        """What the provider has returned that serves the stream, None before there is one."""
+        """What the provider has returned that serves the stream; None before there is one."""
         stream = self._stream
         return None if stream is None or not self.committed else stream.returned
 
@@ -154,7 +155,7 @@ class StreamState(Generic[T, R]):
             if raised is not None:
                 raise raised
         finally:
-            del raised  # its traceback holds this frame, which must not hold it
+            del raised  # its traceback refers to this frame: avoid a reference cycle
 
     def items(self) -> Generator[R, None, None]:
         """Yield all items, and settle the call at the end."""
@@ -172,8 +173,8 @@ class StreamState(Generic[T, R]):
                 raised = self._take_input_error()
             except BaseException as error:
                 raised = self._judge(error)
-            # Not while the provider's exception is handled: it would become the context of an
-            # error of the input, which it may have as its own cause.
+            # After the `except` block: inside it, the provider's exception would become the context
+            # of an error of the input, which may be the cause of that exception.
             if raised is not None:
                 raise raised
         finally:
@@ -181,7 +182,7 @@ class StreamState(Generic[T, R]):
             self._end()
 
     def close(self, items: Generator[R, None, None]) -> None:
-        """End the stream, whose items come from a generator that may be running elsewhere."""
+        """End the stream; the generator of its items may be running in another thread."""
         with _shared.lock:
             self.closed = True
         self._settle()
@@ -204,10 +205,10 @@ class StreamState(Generic[T, R]):
         self._attempts.clear_failures()
 
     def _read_opened(self, call: Call[T], stream: ProviderStream[R]) -> bool:
-        """Read the first item of what `_open` has opened; False if another provider is to be tried.
+        """Read the first item of the stream that `_open` has opened; False to try another provider.
 
-        A worker that is late closes the stream when it has finished; one that has not started yet
-        finds it closed.
+        A worker that is late closes the stream when it has finished; a worker that has not started
+        yet finds the stream closed.
         """
         try:
             self._accept(self._run(call, lambda _: stream.read_first(*self._reading(call))))
@@ -223,7 +224,7 @@ class StreamState(Generic[T, R]):
         self._accept(self._run(call, lambda provider: self._read_first(call, opening(provider))))
 
     def _read_first(self, call: Call[T], stream: ProviderStream[R]) -> ProviderStream[R]:
-        # An attempt that has ended by now needs no item, and an item may be expensive.
+        # If the attempt has ended in the meantime, no item is read, since an item may be expensive.
         return stream if call.is_settled else stream.read_first(*self._reading(call))
 
     def _run(self, call: Call[T], work: Callable[[T], ProviderStream[R]]) -> ProviderStream[R]:
@@ -232,23 +233,23 @@ class StreamState(Generic[T, R]):
     def _reading(self, call: Call[T]) -> tuple[Callable[[R], bool], Callable[[], None]]:
         request = self._request
         return (
-            # The next item ends the reading of an attempt that has been given up, empty or not.
+            # If the attempt has been abandoned, reading ends at the next item, empty or not.
             lambda item: not call.is_settled and _is_empty(request, call, item),
             lambda: call.renew_limit(request.input_wait),
         )
 
     def _opening(self, call: Call[T]) -> Callable[[T], ProviderStream[R]]:
-        """Begin an attempt, unless the stream has been closed; return what opens its stream."""
+        """Begin an attempt, unless the stream is closed; return the function that opens it."""
         with _shared.lock:
             replaced, self._call = self._call, call
-        del replaced  # outside the section: deleting its context may run foreign code
+        del replaced  # without the lock: deleting its context may run foreign code
         self._refuse_if_closed()
         open_stream = self._request.start_attempt(call)
-        context = call.context  # that of this thread; what follows may run on a worker
+        context = call.context  # read here, because the lambda may run on a worker thread
         return lambda provider: _open_in(context, call, open_stream, provider)
 
     def _accept(self, stream: ProviderStream[R]) -> None:
-        """Commit to a stream that has its first item, or has ended without one."""
+        """Commit to a stream that has its first item, or has ended without an item."""
         try:
             self._request.accept(empty=not stream.first)
         except BaseException:
@@ -268,7 +269,7 @@ class StreamState(Generic[T, R]):
             raise ResilienceError(msg)
 
     def _judge(self, error: BaseException) -> BaseException | None:
-        """Settle the call with an exception, and return the one that the caller gets, if any."""
+        """Settle the call with an exception, and return the exception for the caller, if any."""
         if self._is_consequence(error):  # the call is settled already
             logger.debug("a closed stream raised %s", type(error).__name__)
             return None
@@ -278,12 +279,12 @@ class StreamState(Generic[T, R]):
         return error if input_error is None else input_error
 
     def _is_consequence(self, error: BaseException) -> bool:
-        """Tell whether an exception is a consequence of closing, and not an interruption."""
+        """Tell whether an exception was caused by closing the stream, and is no interruption."""
         interrupt_on = () if self._call is None else self._call.member.config.interrupt_on
         return self.closed and isinstance(error, Exception) and not isinstance(error, interrupt_on)
 
     def _take_input_error(self) -> BaseException | None:
-        """Return what the caller's own input has raised, for which the call is cancelled."""
+        """Return the exception of the caller's own input, and cancel the call if there is one."""
         error = self._request.input_error()
         if error is not None and self._call is not None:
             self._call.cancel()
@@ -323,19 +324,19 @@ def _open_in(
 
 
 class Stream(chain[Any], Iterator[R_co], Uncopyable):
-    """An iterator over items R of whichever provider was the first to return one.
+    """An iterator over items R of the first provider that has returned an item.
 
-    Until its first item a stream fails over; after it, it reads from one provider, and a later
-    error is raised to the caller unchanged. Each way to leave a stream settles its call and closes
-    what the provider returned, once: exhausting it, an error, `close()`, the end of a `with`
-    statement, or dropping it.
+    Until its first item a stream fails over. After that it reads from one provider, and a later
+    error is raised to the caller unchanged. The call is settled, and the provider's iterable is
+    closed, once: when the stream is exhausted, raises, is closed, leaves its `with` statement or is
+    dropped.
 
-    One thread at a time may read. Any thread may close: a reader that waits for an item meanwhile
-    gets the end of the stream instead of it. Cannot be copied.
+    One thread at a time may read. Any thread may close: if another thread is waiting for an item,
+    the stream ends for that thread. Cannot be copied.
     """
 
-    # A chain of one generator: a class with a `__next__` in Python would take twice the time for
-    # each item.
+    # A subclass of `chain` with one generator: a class with a `__next__` in Python would take twice
+    # the time for each item.
 
     __slots__ = ("__weakref__", "_items", "_state")
 
@@ -356,7 +357,7 @@ class Stream(chain[Any], Iterator[R_co], Uncopyable):
     @classmethod
     @override
     def from_iterable(cls, iterable: object, /) -> NoReturn:
-        """Raise: a stream is opened by a group."""
+        """Raise `TypeError`: only a group opens a stream."""
         msg = "a Stream cannot be made from an iterable, only opened by a group"
         raise TypeError(msg)
 
@@ -367,7 +368,7 @@ class Stream(chain[Any], Iterator[R_co], Uncopyable):
 
     @property
     def provider(self) -> str | None:
-        """Name of the provider that serves the stream, None before its first item."""
+        """Name of the provider that serves the stream; None before its first item."""
         return self._state.provider
 
     def close(self) -> None:
@@ -375,7 +376,7 @@ class Stream(chain[Any], Iterator[R_co], Uncopyable):
         self._state.close(self._items)
 
     def __enter__(self) -> Self:
-        """Return the stream, which the end of the `with` statement closes."""
+        """Return the stream; the end of the `with` statement closes it."""
         return self
 
     def __exit__(
@@ -388,8 +389,8 @@ class Stream(chain[Any], Iterator[R_co], Uncopyable):
         self.close()
 
     def __del__(self) -> None:
-        """Close a stream that was dropped, even if an error's traceback still holds its parts."""
-        # If there is no state, its making was interrupted.
+        """Close a dropped stream, even if the traceback of an error still refers to its parts."""
+        # If there is no state, the constructor was interrupted.
         if hasattr(self, "_state") and not self._state.has_ended:
             self.close()
 
@@ -403,7 +404,7 @@ def open_request(
 ) -> S:
     """Open a stream S; if lazy, call the provider's function but do not wait for an item."""
     # Not in the constructor: the error of an attempt refers to the frames in which it was raised,
-    # and the constructor's frame would refer to the stream.
+    # and the frame of the constructor refers to the stream.
     state = StreamState(attempts, request)
     state.start(lazy=lazy)
     return make(state)

@@ -1,7 +1,7 @@
 """Worker threads, whose calls can be abandoned.
 
 A synchronous call cannot be interrupted. It can only be abandoned: the caller stops waiting, and
-what the call returns in the end is discarded by the thread that made it.
+the thread that makes the call discards its late result.
 """
 
 import sys
@@ -23,22 +23,22 @@ IDLE_SECONDS = 30.0
 """How long an idle thread waits for its next call before it ends."""
 
 SHORTEST_WAIT = 0.005
-"""Seconds that a caller waits at least, since what is left may grow again while it waits."""
+"""Minimum wait of a caller in seconds, since the remaining time may grow while it waits."""
 
 MAX_ABANDONED = 64
-"""How many abandoned calls of one provider may hang; with so many, further calls are refused."""
+"""Limit of abandoned calls that hang for one provider; at the limit, further calls are rejected."""
 
 
 @final
 class WorkerPool:
-    """Makes the calls of one provider on daemonic threads, which are used again.
+    """Makes the calls to one provider on daemon threads, which are reused.
 
-    May be used by any number of threads, and in forked children. What is shared needs no lock:
-    each operation on the list and on the set is atomic.
+    May be used by any number of threads, and in forked children. The shared list and set need no
+    lock, because each operation on them is atomic.
     """
 
     def __init__(self, provider: str, timeout: float) -> None:
-        """Prepare for calls that may take so many seconds."""
+        """Prepare for calls with a time limit in seconds."""
         self.timeout: float = timeout
         self.provider: str = provider
         self.abandoned: set[Task[Any]] = set()
@@ -68,11 +68,11 @@ class WorkerPool:
         """Start a call on a worker.
 
         Args:
-            fn: What to call.
-            discard: What to do with a result that comes too late.
+            fn: Function to call.
+            discard: Function to call with a result that is returned too late.
 
         Returns:
-            The call, whose result the caller has to wait for.
+            The task; the caller has to wait for its result.
 
         Raises:
             RuntimeError: No thread can be started.
@@ -80,15 +80,15 @@ class WorkerPool:
         task = Task(self, fn, discard)
         try:
             while not self._worker().accept(task):
-                pass  # it has ended just now
-        except BaseException:  # an interruption after a worker has accepted it, or no worker
+                pass  # this worker has just ended
+        except BaseException:  # no worker can be started, or this thread was interrupted
             task.give_up()
             raise
         return task
 
     def _worker(self) -> "_Worker":
         if sys.is_finalizing():
-            # A thread that is started now may never run, and its caller would wait for ever.
+            # A thread started now may never run, and its caller would wait for ever.
             msg = f"provider {self.provider!r} needs a thread, but the interpreter is shutting down"
             raise RuntimeError(msg)
         while self._idle:
@@ -96,16 +96,17 @@ class WorkerPool:
                 worker = self._idle.pop()
             except IndexError:  # another caller was faster
                 break
-            if worker.is_alive():  # not one of the process that this one was forked from
+            if worker.is_alive():  # after a fork, threads of the parent are not alive
                 return worker
         worker = _Worker(f"resilience-{self.provider}", self._idle)
-        Context().run(worker.start)  # where threads inherit a context, it outlives this call
+        # In an empty context: some Pythons let a thread inherit the context, which it would keep.
+        Context().run(worker.start)
         return worker
 
 
 @final
 class Task(Generic[R]):
-    """One call; either its caller or its worker claims the outcome, and the first one gets it."""
+    """One call; its caller and its worker compete for the outcome, and the first one gets it."""
 
     def __init__(
         self, pool: WorkerPool, fn: Callable[[], R], discard: Callable[[R], object]
@@ -116,7 +117,7 @@ class Task(Generic[R]):
         self._is_over = False
         self._fn = fn
         self._discard = discard
-        self._claim = Lock()  # taken once, by whoever claims the outcome
+        self._claim = Lock()  # taken once, by the thread that claims the outcome
         self._done = Lock()  # released once, when the caller may take the outcome
         self._done.acquire()
         # The outcome of the call.
@@ -127,18 +128,18 @@ class Task(Generic[R]):
         """Wait for the outcome, and return or raise it; in the caller.
 
         Args:
-            remaining: Returns the seconds left to wait.
+            remaining: Returns the remaining seconds to wait.
 
         Returns:
-            What the call returned.
+            The result of the call.
 
         Raises:
-            AttemptTimeoutError: The time is up, and the call was abandoned.
+            AttemptTimeoutError: The time limit has elapsed, and the call was abandoned.
         """
         try:
             if self._is_done_within(remaining) or not self._abandon():
                 return self._result()
-        except BaseException:  # what the call raised, or an interruption of this thread
+        except BaseException:  # an exception of the call, or an interruption of this thread
             self.give_up()
             raise
         raise AttemptTimeoutError(self._pool.provider, self._pool.timeout)
@@ -160,7 +161,7 @@ class Task(Generic[R]):
             self._error = error
         if self._claim.acquire(blocking=False):
             self._is_over = True
-            worker.mark_idle()  # before the caller goes on, so that its next call finds it
+            worker.mark_idle()  # before the caller continues, so that its next call can use it
             self._done.release()
         else:
             self._discard_outcome()
@@ -178,15 +179,15 @@ class Task(Generic[R]):
         """Return or raise the outcome; in the caller."""
         error, self._error = self._error, None
         if error is None:
-            return self._results[0]  # and left there, in case of an interruption here
+            return self._results[0]  # not removed, since this thread may be interrupted here
         try:
             raise error
         finally:
-            del error  # its traceback holds this frame, which must not hold it
+            del error  # its traceback refers to this frame: avoid a reference cycle
 
     def _abandon(self) -> bool:
         """Abandon the call; in the caller. False if its outcome was delivered meanwhile."""
-        if self.worker is not None:  # else no thread will ever work on it
+        if self.worker is not None:  # otherwise no thread will ever work on it
             self._pool.abandoned.add(self)
         if self._claim.acquire(blocking=False):
             return True
@@ -201,7 +202,7 @@ class Task(Generic[R]):
             try:
                 self._discard(result)
             except Exception as raised:
-                log_suppressed("closing what an abandoned call returned", raised)
+                log_suppressed("closing the result of an abandoned call", raised)
 
 
 @final
@@ -213,7 +214,7 @@ class _Worker(Thread):
         self._idle = idle
         # Reentrant, because a finalizer or a signal handler may need a worker while it is held.
         self._lock = RLock()
-        # Guarded by the lock: either a task is accepted or the thread ends.
+        # Guarded by the lock, so that either a task is accepted or the thread ends.
         self._tasks: SimpleQueue[Task[Any]] = SimpleQueue()
         self._has_ended = False
 
@@ -239,10 +240,10 @@ class _Worker(Thread):
                 self._end()
 
     def _end(self) -> None:
-        """End the thread, unless a task was accepted just now."""
+        """End the thread, unless a task has just been accepted."""
         with self._lock:
             self._has_ended = True  # first, so that a caller in between uses another worker
             self._has_ended = self._tasks.empty()
         if self._has_ended:
-            with suppress(ValueError):  # a caller has taken it, and will use another
+            with suppress(ValueError):  # a caller has removed it, and will use another worker
                 self._idle.remove(self)

@@ -1,1 +1,1 @@
-"""The failover group behind the interfaces of `llm`, `stt` and `tts`."""
+"""Failover groups with the interfaces of `llm`, `stt` and `tts`."""

@@ -1,4 +1,4 @@
-"""What the adapters have in common: a group of providers, and how to add to it."""
+"""The base of the adapters: a group of providers, and the method that adds one."""
 
 from collections.abc import Mapping
 from datetime import timedelta
@@ -19,7 +19,7 @@ class Adapter(_settings.Uncopyable, Generic[T]):
     """A group of providers of type T."""
 
     _required: ClassVar[tuple[str, ...]]
-    """Methods without which a provider cannot serve."""
+    """Methods that every provider must have."""
 
     def __init__(
         self,
@@ -34,16 +34,16 @@ class Adapter(_settings.Uncopyable, Generic[T]):
 
         Args:
             primary: Provider that is tried first.
-            primary_name: Its name, and its breaker's.
-            config: Settings, the defaults if omitted.
-            attempt_timeout: Seconds that an attempt with the primary may take; overrides the
+            primary_name: Its name, also the name of its breaker.
+            config: Settings; the defaults if omitted.
+            attempt_timeout: Time limit in seconds of an attempt with the primary; overrides the
                 setting of the group. 0 for no limit.
-            circuit_breaker: Settings of the primary's breaker, in place of the group's.
+            circuit_breaker: Settings of the primary's breaker, instead of the group's.
 
         Raises:
-            TypeError: An argument has the wrong type, or the provider lacks a method that its
-                contract needs.
-            ValueError: The name is empty, or the timeout negative or not finite.
+            TypeError: An argument has the wrong type, or the provider lacks a main method of its
+                contract.
+            ValueError: The name is empty, or the timeout is negative or not finite.
         """
         self._check_provider("primary", primary)
         self._group = FallbackGroup(
@@ -66,19 +66,21 @@ class Adapter(_settings.Uncopyable, Generic[T]):
         attempt_timeout: float | timedelta | None = None,
         circuit_breaker: CircuitBreakerConfig | None = None,
     ) -> None:
-        """Add a provider, to be tried after those that are there. Allowed during traffic.
+        """Add a provider, which is tried after the present ones.
+
+        May be called at any time. Calls already under way do not use the new provider.
 
         Args:
-            name: Its name, and its breaker's.
+            name: Its name, also the name of its breaker.
             provider: The provider.
-            attempt_timeout: Seconds that an attempt with it may take; overrides the setting of
-                the group. 0 for no limit.
-            circuit_breaker: Settings of its breaker, in place of the group's.
+            attempt_timeout: Time limit in seconds of an attempt with this provider; overrides the
+                setting of the group. 0 for no limit.
+            circuit_breaker: Settings of its breaker, instead of the group's.
 
         Raises:
-            TypeError: An argument has the wrong type, or the provider lacks a method that its
-                contract needs.
-            ValueError: The name is empty or already used, or the timeout negative or not finite.
+            TypeError: An argument has the wrong type, or the provider lacks a main method of its
+                contract.
+            ValueError: The name is empty or already used, or the timeout is negative or not finite.
         """
         self._add(name, provider, attempt_timeout, circuit_breaker)
 

@@ -1,4 +1,4 @@
-"""A group of language models with the interface of one."""
+"""A group of language models with the interface of a single model."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import cast, final
@@ -15,22 +15,22 @@ from resilience.exceptions import EmptyStreamError
 
 @final
 class LLMFallback(Adapter[llm.Provider], llm.Provider):
-    """Language models behind one `llm.Provider`: the first healthy one answers.
+    """Several language models as one `llm.Provider`: the first healthy one answers.
 
-    May be used by any number of threads, if the providers may.
+    May be used by any number of threads, if its providers allow that.
     """
 
     _required = ("complete", "stream_completion")
 
     @override
     def complete(self, request: llm.CompletionRequest) -> llm.CompletionResponse:
-        """Return the answer of the first provider that has one.
+        """Return the answer of the first provider that succeeds.
 
         Args:
-            request: What to answer.
+            request: The conversation to continue.
 
         Returns:
-            The whole answer, with the name of that provider.
+            The whole answer, with the name of that provider in `provider`.
 
         Raises:
             AllFailedError: No provider answered.
@@ -45,20 +45,20 @@ class LLMFallback(Adapter[llm.Provider], llm.Provider):
 
     @override
     def stream_completion(self, request: llm.CompletionRequest) -> Stream[llm.Chunk]:
-        """Return a stream of the first provider that has a first chunk, and wait for that chunk.
+        """Return a stream of the first provider that returns a first chunk; wait for that chunk.
 
         A stream that ends without a chunk is a failure. Empty chunks before the first one that is
         not empty are not passed on; each of them renews `attempt_timeout`. An error after the first
         chunk is raised to the caller unchanged: output already delivered cannot be retracted.
 
         Args:
-            request: What to answer.
+            request: The conversation to continue.
 
         Returns:
             The answer in chunks.
 
         Raises:
-            AllFailedError: No provider had a first chunk.
+            AllFailedError: No provider returned a first chunk.
         """
         attempts = Attempts(self._group._members, "stream_completion")
         return open_request(attempts, _Completion(request), Stream)
@@ -68,10 +68,10 @@ class LLMFallback(Adapter[llm.Provider], llm.Provider):
         """Return the count of the first provider that can count.
 
         Providers whose breakers are open are skipped, but no outcome is recorded: a provider that
-        counts tokens may still fail to answer.
+        can count tokens may still fail to answer.
 
         Args:
-            messages: What to count.
+            messages: The conversation.
 
         Returns:
             Number of tokens.

@@ -1,4 +1,4 @@
-"""A group of speech recognisers with the interface of one."""
+"""A group of speech recognisers with the interface of a single recogniser."""
 
 from collections.abc import Iterator, Sequence
 from typing import final
@@ -15,11 +15,11 @@ _SESSION = ("send_audio", "partials", "finals", "set_keywords", "close")
 
 @final
 class STTSession(Session[stt.SessionHandle], stt.SessionHandle):
-    """A recognition session of whichever provider was the first to start one.
+    """A recognition session of the first provider that could start one.
 
-    Exceptions of `send_audio`, `finish` and of the transcripts settle its call, as `Session`
-    describes; those of `set_keywords` do not. Call further methods of the provider's own session
-    with `execute` and `stream`.
+    An exception while sending audio or reading transcripts settles its call, as described for
+    `Session`; an exception of `set_keywords` does not. For other methods of the provider's own
+    session, use `execute` and `stream`.
     """
 
     @override
@@ -35,10 +35,11 @@ class STTSession(Session[stt.SessionHandle], stt.SessionHandle):
         return self._stream(lambda handle: handle.finals(), "finals")
 
     def finish(self) -> None:
-        """Tell the provider that no more audio comes; the transcripts end after the last words.
+        """Tell the provider that the audio has ended; the transcripts end after the last words.
 
-        Does nothing if the provider's session has no `finish()`. Read on until the transcripts end,
-        and close the session then: an exception in the last words is a failure of the provider.
+        Does nothing if the provider's session has no `finish()`. Read the transcripts until they
+        end, and close the session afterwards: an exception before their end is a failure of the
+        provider.
 
         Raises:
             Exception: The session is broken.
@@ -55,26 +56,26 @@ class STTSession(Session[stt.SessionHandle], stt.SessionHandle):
 
 @final
 class STTFallback(Adapter[stt.Provider], stt.Provider):
-    """Speech recognisers behind one `stt.Provider`: the first healthy one recognises.
+    """Several speech recognisers as one `stt.Provider`: the first healthy one recognises.
 
-    May be used by any number of threads, if the providers may.
+    May be used by any number of threads, if its providers allow that.
     """
 
     _required = ("start_stream",)
 
     @override
     def start_stream(self, config: stt.StreamConfig) -> STTSession:
-        """Start a session with the first provider that can.
+        """Start a session with the first provider that succeeds.
 
-        The life of the session is one call to the provider's breaker. It failed if sending audio,
-        finishing or reading transcripts raised, and succeeded if it was closed otherwise; so close
-        it.
+        The life of the session is one call to the provider's breaker. The call fails if sending
+        audio, finishing or reading transcripts raises; it succeeds if the session is closed before
+        that. So close the session.
 
         Args:
             config: Audio format, language and keywords.
 
         Returns:
-            A session that passes everything on to the provider's own.
+            A session that passes all calls on to the provider's own session.
 
         Raises:
             AllFailedError: No provider started a session.

@@ -1,4 +1,4 @@
-"""A text that every attempt to synthesise it reads from the beginning, until one has audio."""
+"""A text that every attempt to synthesise it can read from the beginning."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import Context, copy_context
@@ -12,30 +12,30 @@ from resilience._fork import renew_after_fork
 
 
 def has_text(fragment: str) -> bool:
-    """Tell whether there is something to pronounce: a letter or a digit, in any script."""
+    """Tell whether a fragment has a letter or a digit, in any script."""
     return any(map(str.isalnum, fragment))
 
 
 @final
 class ReplayBuffer:
-    """Fragments of a one-shot source, kept until `commit()`.
+    """Fragments of a source that can be read only once; they are kept until `commit()`.
 
-    Each attempt reads through a reader of its own, which cuts off the reader before it. One thread
-    at a time takes a fragment from the source, without the lock. The fragment is put into the
-    buffer, where the present reader gets it, even if the thread's own reader has been cut off.
+    Each attempt has its own reader, which cuts off the reader of the attempt before. One thread at
+    a time takes a fragment from the source, without the lock. It puts the fragment into the buffer,
+    where the present reader gets it, even if the reader of that thread has been cut off.
 
-    The source is advanced and dropped in one context, on whichever threads.
+    The source is advanced and dropped in one context, whichever threads do it.
     """
 
     def __init__(self, source: Iterable[str]) -> None:
         """Read from a source; a plain string is one fragment."""
         self._context = copy_context()
         iterable = (source,) if isinstance(source, str) else source
-        # In a list, out of which it is dropped in its context.
+        # In a list, from which it is removed in its context.
         self._source: list[Iterator[object]] = [self._context.run(iter, iterable)]
         self.changed = Condition()
-        # Guarded by the lock of the condition; `error` and `_reader` are read without, each by one
-        # read of a reference.
+        # Guarded by the lock of the condition; `error` and `_reader` are also read without it, each
+        # by one read of a reference.
         self._reader: TextReader | None = None
         self._fragments: list[str] = []
         self._taker: int | None = None  # the thread that is taking a fragment from the source
@@ -46,10 +46,11 @@ class ReplayBuffer:
         renew_after_fork(self)
 
     def reader(self, thread: Callable[[], int | None] = get_ident) -> "TextReader":
-        """Cut off the reader before, and return one that starts at the beginning.
+        """Cut off the present reader, and return one that starts at the beginning.
 
         Args:
-            thread: Returns the thread on which the attempt runs; others are the provider's own.
+            thread: Returns the thread on which the attempt runs; other threads belong to the
+                provider.
 
         Returns:
             A reader for one attempt.
@@ -62,25 +63,25 @@ class ReplayBuffer:
         return reader
 
     def commit(self) -> None:
-        """Keep no fragment that the present reader has read."""
+        """Drop fragments that the present reader has read, now and in future."""
         with self.changed:
             self._committed = True
             if self._reader is not None:
                 self._drop_read_locked(self._reader)
 
     def close(self) -> None:
-        """Cut off the present reader and those to come, and drop the source and the buffer."""
+        """Cut off the present reader and later ones, and drop the source and the buffer."""
         with self.changed:
             dropped = self._fragments, self.error
             self._closed = True
             self._reader = self.error = None
-            self._fragments = []  # a new one: this thread may be reading the old one at this moment
+            self._fragments = []  # a new list: this thread may be reading the old one
             self.changed.notify_all()
-        del dropped  # outside the section, like the source: deleting them may run foreign code
+        del dropped  # without the lock, like the source: deleting them may run foreign code
         self._drop_unused_source()
 
     def has_text(self) -> bool:
-        """Tell whether there is something to pronounce; read on if necessary.
+        """Tell whether the text has a letter or a digit; read the source if necessary.
 
         Cuts off the present reader.
         """
@@ -95,7 +96,7 @@ class ReplayBuffer:
         """Return a reader's next fragment.
 
         Raises:
-            StopIteration: The text is at its end, or the reader has been cut off.
+            StopIteration: The text has ended, or the reader has been cut off.
             BaseException: The source has raised it.
         """
         fragment = None
@@ -104,7 +105,7 @@ class ReplayBuffer:
         return fragment
 
     def _read_or_take(self, reader: "TextReader") -> str | None:
-        """Return a reader's next fragment; None after it had first to be taken from the source."""
+        """Return a reader's next fragment, or take it from the source first and return None."""
         thread = get_ident()
         taker: int | None = None
         try:
@@ -132,14 +133,14 @@ class ReplayBuffer:
                 self._drop_unused_source()
 
     def _must_wait_locked(self, reader: "TextReader") -> bool:
-        """Tell whether a reader needs the fragment that another thread is just taking."""
+        """Tell whether a reader needs the fragment that another thread is taking now."""
         wants_more = reader is self._reader and reader.position == len(self._fragments)
         return wants_more and self._taker is not None
 
     def _fragment_locked(self, reader: "TextReader", fragments: list[str]) -> str:
         fragment = fragments[reader.position]
         reader.position += 1
-        # Each time as much as is kept, so that a long text takes linear time.
+        # Only when half of the list has been read, so that a long text takes linear time.
         if self._committed and 2 * reader.position >= len(fragments):
             self._drop_read_locked(reader)
         return fragment
@@ -167,12 +168,12 @@ class ReplayBuffer:
             self._exhausted = True
 
     def _drop_unused_source(self) -> None:
-        """Drop the source of a closed text; a thread that is taking a fragment does it later."""
+        """Drop the source of a closed text, unless a thread is taking a fragment: it does so."""
         source: list[Iterator[object]] = []
         context = Context()
         with self.changed:
             if self._closed and self._taker is None:
-                # With its context, since a reader that was cut off may keep this object for long.
+                # Together with its context, since a reader that was cut off may keep this object.
                 source, self._source = self._source, source
                 context, self._context = self._context, context
         context.run(source.clear)
@@ -182,7 +183,7 @@ class ReplayBuffer:
         self.changed = Condition()
         if self._taker != get_ident():
             self._taker = None
-            self._context = self._context.copy()  # for ever entered by a thread of the parent
+            self._context = self._context.copy()  # the old one stays in use by a parent's thread
         if self._reader is not None:
             self._reader.renew(is_waiting=self._taker is not None)
 
@@ -191,9 +192,9 @@ class ReplayBuffer:
 class TextReader(Iterator[str]):
     """The fragments of a text, for one attempt to synthesise it.
 
-    It measures how long the provider waits for the text, which is not part of the time limit. Once
-    the provider has been given something to pronounce, only the waiting of the attempt's own thread
-    is measured: a provider that reads ahead in another thread could return audio meanwhile.
+    It measures how long the provider waits for the text; this time is not part of the time limit.
+    Once the provider has read a letter or a digit, only the waiting time of the attempt's own
+    thread is measured: a provider that reads ahead in another thread could already return audio.
     """
 
     __slots__ = (
@@ -211,8 +212,8 @@ class TextReader(Iterator[str]):
         self._buffer = buffer
         self._thread = thread
         self._has_given_text = False
-        # Guarded by the buffer's lock: the place in the buffer; how many threads wait for the text
-        # in a way that is measured, since when, and how long some thread has waited before.
+        # Guarded by the buffer's lock: the position in the buffer; how many threads wait whose
+        # waiting time is measured, since when, and how long any of them has waited before.
         self.position = 0
         self._waiting = 0
         self._waiting_since = 0.0
@@ -234,11 +235,11 @@ class TextReader(Iterator[str]):
         return self._wait(0)
 
     def renew(self, *, is_waiting: bool) -> None:
-        """Forget the threads of the parent; in a forked child."""
+        """Reset the number of waiting threads; in a forked child."""
         self._waiting = int(is_waiting)
 
     def _wait(self, more: int) -> float:
-        """Let one more thread wait, or one less; return for how long some thread has waited."""
+        """Add a number of waiting threads; return for how long any thread has waited."""
         with self._buffer.changed:
             now = monotonic()
             if self._waiting:

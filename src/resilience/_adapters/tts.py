@@ -1,4 +1,4 @@
-"""A group of speech synthesisers with the interface of one."""
+"""A group of speech synthesisers with the interface of a single synthesiser."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
@@ -20,7 +20,7 @@ from resilience.exceptions import EmptyStreamError
 
 @final
 class SpeechStream(Stream[bytes]):
-    """The audio of whichever provider was the first to have some."""
+    """The audio of the first provider that has returned audio."""
 
     __slots__ = ("_voice_of",)
 
@@ -50,9 +50,9 @@ class SpeechStream(Stream[bytes]):
 
 @final
 class TTSFallback(Adapter[tts.Provider], tts.Provider):
-    """Speech synthesisers behind one `tts.Provider`: the first healthy one synthesises.
+    """Several speech synthesisers as one `tts.Provider`: the first healthy one speaks.
 
-    May be used by any number of threads, if the providers may.
+    May be used by any number of threads, if its providers allow that.
     """
 
     _required = ("synthesize_stream",)
@@ -71,18 +71,18 @@ class TTSFallback(Adapter[tts.Provider], tts.Provider):
 
         Args:
             primary: Provider that is tried first.
-            primary_name: Its name, and its breaker's.
-            config: Settings, the defaults if omitted.
-            voices: The voices that the primary uses, by the id of the voice that is requested. A
-                voice that is not mapped is passed on as it is.
-            attempt_timeout: Seconds that an attempt with the primary may take; overrides the
+            primary_name: Its name, also the name of its breaker.
+            config: Settings; the defaults if omitted.
+            voices: Mapping from the id of a requested voice to the voice that the primary uses
+                instead. A voice that is not mapped is passed on unchanged.
+            attempt_timeout: Time limit in seconds of an attempt with the primary; overrides the
                 setting of the group. 0 for no limit.
-            circuit_breaker: Settings of the primary's breaker, in place of the group's.
+            circuit_breaker: Settings of the primary's breaker, instead of the group's.
 
         Raises:
-            TypeError: An argument has the wrong type, or the provider lacks a method that its
-                contract needs.
-            ValueError: The name is empty, or the timeout negative or not finite.
+            TypeError: An argument has the wrong type, or the provider lacks a main method of its
+                contract.
+            ValueError: The name is empty, or the timeout is negative or not finite.
         """
         voice_map = _check_voices(voices)
         super().__init__(
@@ -104,45 +104,47 @@ class TTSFallback(Adapter[tts.Provider], tts.Provider):
         attempt_timeout: float | timedelta | None = None,
         circuit_breaker: CircuitBreakerConfig | None = None,
     ) -> None:
-        """Add a provider, to be tried after those that are there. Allowed during traffic.
+        """Add a provider, which is tried after the present ones.
+
+        May be called at any time. Calls already under way do not use the new provider.
 
         Args:
-            name: Its name, and its breaker's.
+            name: Its name, also the name of its breaker.
             provider: The provider.
-            voices: The voices that it uses, by the id of the voice that is requested. A voice
-                that is not mapped is passed on as it is.
-            attempt_timeout: Seconds that an attempt with it may take; overrides the setting of
-                the group. 0 for no limit.
-            circuit_breaker: Settings of its breaker, in place of the group's.
+            voices: Mapping from the id of a requested voice to the voice that this provider uses
+                instead. A voice that is not mapped is passed on unchanged.
+            attempt_timeout: Time limit in seconds of an attempt with this provider; overrides the
+                setting of the group. 0 for no limit.
+            circuit_breaker: Settings of its breaker, instead of the group's.
 
         Raises:
-            TypeError: An argument has the wrong type, or the provider lacks a method that its
-                contract needs.
-            ValueError: The name is empty or already used, or the timeout negative or not finite.
+            TypeError: An argument has the wrong type, or the provider lacks a main method of its
+                contract.
+            ValueError: The name is empty or already used, or the timeout is negative or not finite.
         """
         notes = _check_voices(voices)
         self._add(name, provider, attempt_timeout, circuit_breaker, notes)
 
     @override
     def synthesize_stream(self, text: Iterable[str], voice: tts.VoiceProfile) -> SpeechStream:
-        """Return the audio of the first provider that has some.
+        """Return the audio of the first provider that returns any.
 
         Each attempt reads the text from its beginning, so no fragment is lost or spoken twice. The
-        first `next()` waits for audio and fails over; hence the text may be fed by the same thread
-        after this call. An error of the text itself is raised to the caller unchanged.
+        first `next()` waits for audio and fails over, so the same thread may produce the text after
+        this call. An error of the text itself is raised to the caller unchanged.
 
-        Without audio for a text that has a letter or a digit in it, an attempt has failed. For any
-        other text, such as blanks, punctuation or emoji, it has succeeded.
+        If a provider returns no audio, the attempt fails if the text has a letter or a digit.
+        Otherwise, for instance for blanks, punctuation or emoji, it succeeds.
 
         Args:
-            text: Fragments of the text; usually an iterator that a model feeds.
+            text: Fragments of the text; usually an iterator over the output of a model.
             voice: Voice to speak with.
 
         Returns:
-            The audio in chunks, in the format of the voice that speaks.
+            The audio in pieces, in the format of the voice that speaks.
 
         Raises:
-            AllFailedError: No provider had audio. The first `next()` may raise it too.
+            AllFailedError: No provider returned audio. The first `next()` may raise it too.
         """
         speech = _Speech(text, voice)
         attempts = Attempts(
@@ -157,7 +159,7 @@ class TTSFallback(Adapter[tts.Provider], tts.Provider):
         """Return the voices of the first provider that can list them.
 
         Returns:
-            Voices of one provider; others may have none of them.
+            Voices of one provider; other providers may not have them.
 
         Raises:
             AllFailedError: No provider could list its voices.
@@ -168,13 +170,13 @@ class TTSFallback(Adapter[tts.Provider], tts.Provider):
 
     @override
     def clone_voice(self, samples: Sequence[bytes]) -> tts.VoiceProfile:
-        """Make a voice with the first provider that can.
+        """Make a voice with the first provider that succeeds.
 
         Args:
             samples: Recordings of the voice.
 
         Returns:
-            A voice of one provider; the others do not know it.
+            A voice of one provider; the other providers do not have it.
 
         Raises:
             AllFailedError: No provider could make the voice.
@@ -197,8 +199,8 @@ class _Speech(StreamRequest[tts.Provider, bytes]):
 
     @override
     def start_attempt(self, call: Call[tts.Provider]) -> Callable[[tts.Provider], Iterable[bytes]]:
-        # This attempt's own reader, in whichever thread it runs. A provider that was given up may
-        # keep it for long, and must not keep the call with it.
+        # This attempt's own reader, whichever thread uses it. An abandoned provider may keep the
+        # reader for a long time, and must not keep the call too.
         attempt = ref(call)
         reader = self._text.reader(lambda: (call := attempt()) and call.thread)
         voice = self.voice_of(call.member)

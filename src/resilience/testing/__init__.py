@@ -1,16 +1,16 @@
 """Fakes, a client's exception, a manual clock, and tests of providers.
 
 A fake follows a script with one step for each call; the last step is repeated for ever. A step is
-what the call answers, an exception that it raises, or a sequence of such items in order, among
-which an exception is raised in the middle, a `Delay` advances the manual clock, and a function
-without parameters is called, for instance to wait at a barrier.
+the result of the call, an exception that it raises, or a sequence of items: results, exceptions to
+raise in the middle, a `Delay` that advances the manual clock, or functions without parameters to
+call, for instance to wait at a barrier.
 
-    primary = FakeLLM(ConnectionError("refused"), "Hello again")       # down once, then back
-    cut = FakeLLM(["Hello", ConnectionError("reset")])                 # dies in mid-stream
-    slow = FakeLLM([Delay(2.5), "Hello"], clock=clock)                 # late by the manual clock
+    primary = FakeLLM(ConnectionError("refused"), "Hello again")       # fails once, then works
+    cut = FakeLLM(["Hello", ConnectionError("reset")])                 # fails in the middle
+    slow = FakeLLM([Delay(2.5), "Hello"], clock=clock)                 # slow by the manual clock
     busy = FakeLLM(StatusError(429, retry_after=20))                   # for `resilience.http`
 
-All fakes record what they were asked, and may be shared between threads.
+All fakes record their calls, and may be shared between threads.
 
 `LLMProviderContract`, `STTProviderContract` and `TTSProviderContract` test whether a provider class
 does what its contract promises.

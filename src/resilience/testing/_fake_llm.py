@@ -1,4 +1,4 @@
-"""A language model that follows a script of a test."""
+"""A language model that follows a script."""
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,8 +24,9 @@ class FakeLLM(llm.Provider):
 
     A step is an answer (a string or a response), an exception, or a sequence of strings, chunks,
     responses and actions. A string that is a step is streamed word by word, with a last chunk that
-    has the finish reason; a response is streamed as one chunk; a sequence is streamed as it is, so
-    an empty one is an empty stream. `complete()` returns the whole of what would be streamed.
+    has the finish reason; a response is streamed as one chunk; the items of a sequence are streamed
+    as they are, so an empty sequence is an empty stream. `complete()` joins the chunks that would
+    be streamed.
 
     Attributes:
         requests: Requests in the order of the calls.
@@ -45,11 +46,11 @@ class FakeLLM(llm.Provider):
         Args:
             *steps: One step for each call; "ok" if omitted.
             lazy: Whether a stream does nothing before its first `next()`, as generators do.
-            clock: What `Delay` advances.
-            capabilities: What `capabilities()` returns, a context window of 8192 tokens if omitted.
+            clock: The clock that a `Delay` advances.
+            capabilities: Result of `capabilities()`; a context window of 8192 tokens if omitted.
 
         Raises:
-            TypeError: A step is something else.
+            TypeError: A step has another type.
         """
         self._script = Script[LLMStep](
             steps or ("ok",), clock, str, llm.CompletionResponse, Exception, Sequence
@@ -78,7 +79,7 @@ class FakeLLM(llm.Provider):
 
     @override
     def count_tokens(self, messages: Sequence[llm.Message]) -> int:
-        """Return the number of words; this takes no step of the script."""
+        """Return the number of words; this uses no step of the script."""
         self.counted.append(tuple(messages))
         return sum(len(message.content.split()) for message in messages)
 

@@ -1,4 +1,4 @@
-"""A speech recogniser, and its sessions, that follow a script of a test."""
+"""A speech recogniser and recognition sessions that follow scripts."""
 
 from collections.abc import Iterator, Sequence
 from threading import Lock
@@ -18,7 +18,7 @@ class FakeSession(stt.SessionHandle):
     """A recognition session that follows scripts.
 
     Attributes:
-        audio: Chunks of audio that were sent.
+        audio: Pieces of audio that were sent.
         keywords: Keywords that were set last.
         finished: How many times `finish()` was called.
         closed: How many times `close()` was called.
@@ -35,12 +35,13 @@ class FakeSession(stt.SessionHandle):
         """Make a session that follows scripts.
 
         Args:
-            *finals: Final transcripts, or actions in between; a string is the text of one.
+            *finals: Final transcripts, and actions between them; a string is the text of a
+                transcript.
             partials: The same for partial transcripts.
-            sending: What sending does before it accepts a chunk: one action for each chunk, the
-                last one for all that follow; None for nothing.
-            finishing: What `finish()` does; None for nothing.
-            clock: What `Delay` advances.
+            sending: Actions of `send_audio()`: one for each piece of audio, the last one for all
+                that follow; None does nothing.
+            finishing: Action of `finish()`; None does nothing.
+            clock: The clock that a `Delay` advances.
         """
         self._script = Script[Action | None](sending or (None,), clock, object)
         self._finals = finals
@@ -72,7 +73,7 @@ class FakeSession(stt.SessionHandle):
         self.keywords = tuple(keywords)
 
     def finish(self) -> None:
-        """Record that no more audio comes; the transcripts follow their script as before."""
+        """Record that the audio has ended; the transcripts follow their script as before."""
         with self._lock:
             self.finished += 1
         if self._finishing is not None:
@@ -112,10 +113,10 @@ class FakeSTT(stt.Provider):
 
         Args:
             *steps: One step for each call; a new session without transcripts if omitted.
-            clock: What `Delay` advances.
+            clock: The clock that a `Delay` advances.
 
         Raises:
-            TypeError: A step is something else.
+            TypeError: A step has another type.
         """
         self._script = Script[STTStep](steps or ((),), clock, FakeSession, Exception, Sequence)
         self.configs: list[stt.StreamConfig] = []

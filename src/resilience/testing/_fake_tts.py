@@ -1,4 +1,4 @@
-"""A speech synthesiser that follows a script of a test."""
+"""A speech synthesiser that follows a script."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from resilience.testing._script import Action, FakeStream, ManualClock, Script, 
 @final
 @dataclass(frozen=True, slots=True)
 class ReadText:
-    """An item of a `FakeTTS` script: fragments of the text are read, and not spoken.
+    """An item of a `FakeTTS` script: fragments of the text are read but not spoken.
 
     Attributes:
         fragments: How many fragments are read.
@@ -34,13 +34,13 @@ TTSStep: TypeAlias = bytes | Exception | Sequence[TTSItem] | None
 class FakeTTS(tts.Provider):
     """A speech synthesiser that follows a script.
 
-    A step is None, which speaks: each fragment of the text, encoded, is a chunk of audio. Or it is
-    audio for any text, an exception, or a sequence of audio, `ReadText` items and actions, in which
-    nothing else reads the text.
+    A step is None, audio, an exception, or a sequence of audio, `ReadText` items and actions. With
+    None the text is spoken: each fragment, encoded, is a piece of audio. In a sequence only
+    `ReadText` reads the text.
 
     Attributes:
-        texts: For each call the fragments that the synthesiser has taken.
-        voices: For each call the voice.
+        texts: The fragments that each call has read.
+        voices: The voice of each call.
         streams: Streams that were opened.
     """
 
@@ -54,14 +54,14 @@ class FakeTTS(tts.Provider):
         """Make a synthesiser that follows a script.
 
         Args:
-            *steps: One step for each call of any method; None if omitted. Voices are listed and
-                cloned after all exceptions, pauses and functions of a step.
+            *steps: One step for each call of any method; None if omitted. `list_voices()` and
+                `clone_voice()` perform all actions of a step, and then return their result.
             lazy: Whether a stream does nothing before its first `next()`, as generators do.
-            clock: What `Delay` advances.
-            voices: What `list_voices()` returns.
+            clock: The clock that a `Delay` advances.
+            voices: Result of `list_voices()`.
 
         Raises:
-            TypeError: A step is something else.
+            TypeError: A step has another type.
         """
         self._script = Script[TTSStep](
             steps or (None,), clock, type(None), bytes, Exception, Sequence
@@ -89,7 +89,7 @@ class FakeTTS(tts.Provider):
 
     @override
     def clone_voice(self, samples: Sequence[bytes]) -> tts.VoiceProfile:
-        """Return a voice whose id tells the number of samples."""
+        """Return a voice whose id contains the number of samples."""
         self._act()
         return tts.VoiceProfile(id=f"clone-of-{len(samples)}")
 

@@ -1,4 +1,4 @@
-"""What all fakes follow and return: time, scripts and streams."""
+"""The manual clock, and the scripts and streams of the fakes."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,22 +14,22 @@ S = TypeVar("S")
 
 @final
 class ManualClock:
-    """A clock for `CircuitBreakerConfig.clock` that stands still until it is advanced."""
+    """A clock for `CircuitBreakerConfig.clock` whose time changes only with `advance()`."""
 
     def __init__(self, start: float = 0.0) -> None:
-        """Make a clock that shows so many seconds."""
+        """Make a clock that begins at a number of seconds."""
         self._lock = Lock()
         self._now = start
 
     def __call__(self) -> float:
-        """Return the seconds that the clock shows."""
+        """Return the present time in seconds."""
         return self._now
 
     def advance(self, seconds: float) -> None:
-        """Let time pass.
+        """Advance the clock.
 
         Args:
-            seconds: How much; 0 or more.
+            seconds: By how much; 0 or more.
 
         Raises:
             ValueError: The seconds are negative.
@@ -44,17 +44,17 @@ class ManualClock:
 @final
 @dataclass(frozen=True, slots=True)
 class Delay:
-    """An item of a script: time passes on the fake's manual clock.
+    """An item of a script: advances the fake's manual clock.
 
     Attributes:
-        seconds: How much time passes.
+        seconds: By how much the clock is advanced.
     """
 
     seconds: float
 
 
 Action: TypeAlias = BaseException | Delay | Callable[[], object]
-"""An item of a script that has no result: it raises, lets time pass, or calls a function."""
+"""An item of a script that has no result: it raises, advances the clock, or calls a function."""
 
 
 @final
@@ -66,20 +66,20 @@ class FakeStream(Iterator[R]):
     """
 
     def __init__(self, items: Iterator[R]) -> None:
-        """Make a stream of what an iterator yields."""
+        """Make a stream of the items of an iterator."""
         self._items = items
         self._lock = Lock()
         self.closed: int = 0
 
     @override
     def __next__(self) -> R:
-        """Return the next item, or raise as the script says; a closed stream is at its end."""
+        """Return the next item, or raise as the script defines; a closed stream has ended."""
         if self.closed:
             raise StopIteration
         return next(self._items)
 
     def close(self) -> None:
-        """Record the closing."""
+        """Record the call."""
         with self._lock:
             self.closed += 1
 
@@ -105,7 +105,7 @@ class Script(Generic[S]):
     def act(self, action: Action) -> None:
         """Perform an item that has no result."""
         if isinstance(action, BaseException):
-            raise action.with_traceback(None)  # else it grows with each repetition
+            raise action.with_traceback(None)  # otherwise its traceback grows each time
         if isinstance(action, Delay):
             if self._clock is None:
                 msg = f"{action} needs the fake's clock, which is not set"

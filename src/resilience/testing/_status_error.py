@@ -1,4 +1,4 @@
-"""An exception of the kind that HTTP clients raise."""
+"""An exception like those of HTTP clients."""
 
 from types import SimpleNamespace
 from typing import final
@@ -8,10 +8,10 @@ from typing_extensions import override
 
 @final
 class StatusError(Exception):
-    """A provider's answer with an HTTP status, in the shape that clients give their exceptions.
+    """A provider's response with an error status, with the attributes of a client's exception.
 
-    `resilience.http` reads it: `StatusError(429, retry_after=20)` counts, another provider is
-    tried, and the breaker stays open for 20 seconds.
+    `resilience.http` reads these: `StatusError(429, retry_after=20)` counts, the next provider is
+    tried, and the breaker stays open for at least 20 seconds.
 
     Attributes:
         status_code: The status.
@@ -23,8 +23,8 @@ class StatusError(Exception):
 
         Args:
             status: The status, such as 429 or 503.
-            retry_after: Seconds that the provider asks its clients to wait, as the header
-                `retry-after`; None for no such header.
+            retry_after: Seconds that the provider asks its clients to wait, in the header
+                `retry-after`; None for a response without this header.
         """
         super().__init__(*((status,) if retry_after is None else (status, retry_after)))
         headers = {} if retry_after is None else {"retry-after": str(retry_after)}

@@ -1,7 +1,7 @@
-"""What processes tell each other of their breakers, and what a breaker makes of it.
+"""Messages between processes about changes of their breakers, and the effect of a message.
 
-Nothing here uses a network. Every process has its own breakers, and tells others of their changes;
-what it has heard of is never told again.
+Nothing here uses a network. Every process has its own breakers, and sends their changes to others;
+a change that a message has caused is never sent again.
 """
 
 import json
@@ -17,11 +17,11 @@ from resilience._breaker.periods import Closed, HalfOpen, Open, Period
 from resilience._log import logger
 
 LARGEST_MESSAGE = 1024
-"""Bytes. Each message of ours is shorter, whatever it tells."""
+"""Limit of a message in bytes; every message of this library is shorter."""
 
 _LARGEST_TEXT = 100
 _LONGEST = 1e9  # seconds, as in the settings
-_GRACE = 2.0  # seconds in which an isolation that is over already is still told
+_GRACE = 2.0  # seconds for which an isolation that has already ended is still sent
 
 
 class Kind(Enum):
@@ -34,7 +34,7 @@ class Kind(Enum):
 
 
 OF_OPERATORS = frozenset({Kind.ISOLATED, Kind.RESET})
-"""What only `isolate()` and `reset()` do."""
+"""Changes that only `isolate()` and `reset()` cause."""
 
 
 @final
@@ -45,10 +45,10 @@ class News:
     Attributes:
         kind: What has happened.
         name: Name of the breaker.
-        seconds: For how long it is still open.
-        planned: Length of the open period without jitter and delay; the next one grows from that.
-        error: Type name of the failure that opened it, "" if there was none.
-        origin: The process that tells it.
+        seconds: Remaining open time in seconds.
+        planned: Length of the open period without jitter and delay; the next one grows from it.
+        error: Type name of the failure that opened the breaker; "" if there was none.
+        origin: Name of the process that sent the message.
     """
 
     kind: Kind
@@ -64,7 +64,7 @@ class News:
 
 
 def read_news(message: object) -> News | None:
-    """Return what a message tells, None if any part of it is not as it should be."""
+    """Return the content of a message; None if any part of it is not valid."""
     try:
         encoded = message.encode() if isinstance(message, str) else message
         if not isinstance(encoded, bytes) or len(encoded) > LARGEST_MESSAGE:
@@ -96,7 +96,7 @@ _KINDS = {kind.value: kind for kind in Kind}
 
 
 def is_plain(text: object) -> TypeGuard[str]:
-    """Tell whether a text may travel, and stand in a line of a log."""
+    """Tell whether a text may be part of a message and of a log line."""
     if not isinstance(text, str) or len(text) > _LARGEST_TEXT:
         return False
     return text.isascii() and text.isprintable()
@@ -110,10 +110,10 @@ def _is_time(seconds: object) -> TypeGuard[float]:
 
 @final
 class Watch:
-    """What one process tells of a breaker, and what it does with what it hears.
+    """Sends the changes of one breaker, and applies the messages of other processes to it.
 
-    Both are decided under the breaker's lock, so that what has been heard is known as such before
-    it can be told.
+    Both are decided under the breaker's lock, so that a change caused by a message is marked before
+    it could be sent.
     """
 
     __slots__ = (
@@ -143,17 +143,17 @@ class Watch:
         self._max_seconds = max_seconds
         self._operators = operators
         self._on_change = on_change
-        # Set before that is called and cleared before the breaker is looked at. Two threads
-        # that find it clear both call it, which does no harm.
+        # Set before `on_change` is called, and cleared before the breaker is read. If two threads
+        # find it clear, both call `on_change`, which does no harm.
         self.has_changed: bool = False
-        # Guarded by the breaker's lock: the last period that other processes know of, and until
-        # when; for ever if they need not be told again, even if telling has failed.
+        # Guarded by the breaker's lock: the last period that other processes know, and until when
+        # they know it; infinity if it need not be sent again, even if sending has failed.
         self._is_attached = False
         self._known: Period | None = Closed()
         self._known_until = math.inf
 
     def attach(self) -> None:
-        """Begin; what the breaker did before is not told, except that it is open."""
+        """Begin to send changes; of earlier changes only an open period is sent."""
         self._breaker._events.run_locked(self._attach_locked)
 
     def _attach_locked(self) -> None:
@@ -164,7 +164,7 @@ class Watch:
         events.watchers = (*events.watchers, self._notify)
 
     def detach(self) -> None:
-        """Do nothing any more, whatever happens and is heard."""
+        """Stop sending changes and applying messages."""
         self._breaker._events.run_locked(self._detach_locked)
 
     def _detach_locked(self) -> None:
@@ -173,18 +173,18 @@ class Watch:
         events.watchers = tuple(each for each in events.watchers if each != self._notify)
 
     def _notify(self) -> None:
-        """Be told by the breaker, in the thread of a call or in a signal handler."""
+        """Called after a change of the breaker, in the thread of a call or in a signal handler."""
         if not self.has_changed:
             self.has_changed = True
             self._on_change(self)
 
-    # ---- telling
+    # ---- sending
 
     def look(self, origin: str) -> News | None:
-        """Return what others do not know yet, and consider it told; None if there is nothing.
+        """Return the change to send, and mark it as sent; None if there is none.
 
-        A lengthened open period is told again if it has become much longer, and one without end is
-        told again in time, since others keep it for `max_seconds` only.
+        An open period is sent again if it has become much longer. One without an end is sent again
+        from time to time, since other processes keep it only for `max_seconds`.
         """
         self.has_changed = False
         now = self._breaker._config.clock()
@@ -196,7 +196,7 @@ class Watch:
             return None
         if isinstance(period, Open):
             return self._look_at_open_locked(period, now, origin)
-        # Only a reset forgets how often the breaker has opened.
+        # Only a reset clears the number of openings.
         kind = Kind.CLOSED if self._breaker._opened_count else Kind.RESET
         if period is self._known or (kind is Kind.RESET and not self._operators):
             return None
@@ -208,7 +208,7 @@ class Watch:
             return None
         until = min(period.until, now + self._max_seconds)
         if until <= now - (_GRACE if period.is_isolated else 0.0):
-            return None  # over before there was a chance to tell it
+            return None  # it has ended before it could be sent
         if period is self._known and until <= self._known_until + self._max_seconds / 30:
             return None
         self._known, self._known_until = period, until
@@ -223,11 +223,11 @@ class Watch:
         )
 
     def forget(self) -> None:
-        """Tell the present period again, since it could not be told."""
+        """Send the present period again, since sending it has failed."""
         self._breaker._events.run_locked(self._forget_locked, None)
 
     def forget_opening(self) -> None:
-        """Tell the present period again if it is open, since others may not know it any more."""
+        """Send the present period again if it is open, since others may have lost it."""
         self._breaker._events.run_locked(self._forget_locked, Open)
 
     def _forget_locked(self, kind: type[Open] | None) -> None:
@@ -235,10 +235,10 @@ class Watch:
         if is_own and (kind is None or isinstance(self._known, kind)):
             self._known = None
 
-    # ---- hearing
+    # ---- receiving
 
     def hear(self, news: News) -> None:
-        """Do what the news of another process asks for, for `max_seconds` at most."""
+        """Apply the change of another process to this breaker, for at most `max_seconds`."""
         if news.kind in OF_OPERATORS and not self._operators:
             return
         breaker = self._breaker
@@ -262,7 +262,7 @@ class Watch:
     def _open_locked(self, period: Period, news: News, until: float) -> bool:
         is_isolated = news.kind is Kind.ISOLATED
         if isinstance(period, Open) and (period.is_isolated or not is_isolated):
-            # An operator's isolation is only lengthened by operators, and nothing is shortened.
+            # Only another isolation lengthens an isolation; no period is shortened.
             if period.is_isolated is is_isolated and period.until < until:
                 period.until = until
                 self._known, self._known_until = period, math.inf
@@ -277,7 +277,7 @@ class Watch:
         return self._replace_locked(period, opened)
 
     def _probe_locked(self, period: Period) -> bool:
-        # Closed and half-open it admits calls anyway; an operator's isolation is not ended.
+        # If the breaker is closed or half-open, it admits calls already. An isolation is not ended.
         if isinstance(period, Open) and not period.is_isolated:
             return self._replace_locked(period, HalfOpen(period))
         return False
@@ -289,7 +289,7 @@ class Watch:
         return has_changed
 
     def _replace_locked(self, old: Period, new: Period) -> bool:
-        # Before it is replaced, so that it is never told.
+        # Marked before it becomes the present period, so that it is never sent.
         self._known, self._known_until = new, math.inf
         return self._breaker._transition_locked(old, new)
 

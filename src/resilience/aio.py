@@ -1,18 +1,19 @@
 """The bridge for asyncio applications: calls, streams and sessions on threads, awaited by tasks.
 
-The library is synchronous, and so are the clients behind it. Here their blocking calls run on
-threads, so that the event loop is never blocked. It works with any functions, not only with those
-of this library, and on any loop of asyncio, also uvloop and anyio's asyncio backend.
+The library and the clients of its providers are synchronous. Here their blocking calls run on
+threads, so that the event loop is never blocked. The functions of this module work with any
+blocking function, not only with those of this library, and with any event loop for asyncio,
+including uvloop and the asyncio backend of anyio.
 
-A call has a thread of its own, and so has each stream and each session, from its opening to its
-closing. The threads have a copy of the caller's `contextvars` context. They are not those of the
-loop's default executor: a provider that hangs neither uses up that pool, nor keeps `asyncio.run` or
-the interpreter from ending, since the threads are daemonic.
+Each call has a thread of its own, and so has each stream and each session while it is open. The
+threads have a copy of the caller's `contextvars` context. They are not threads of the loop's
+default executor, so a provider that hangs does not use up that pool. They are daemon threads, so a
+provider that hangs does not prevent `asyncio.run` or the interpreter from ending.
 
-A blocking call cannot be interrupted, only abandoned. So a thread ends at the end, the closing or
-the cancellation of its work, except that a provider which hangs keeps its thread until it returns:
-set the timeout of its client, and `attempt_timeout`. The number of threads has no limit; where many
-calls may hang at the same time, limit them with an `asyncio.Semaphore`.
+A blocking call cannot be interrupted, only abandoned. A thread ends when its work ends, is closed
+or is cancelled, but if the provider hangs, the thread waits until the provider returns: set the
+timeout of the client, and `attempt_timeout`. The number of threads has no limit; if many calls may
+hang at the same time, limit them with an `asyncio.Semaphore`.
 """
 
 import asyncio
@@ -43,10 +44,11 @@ _READ_AHEAD = 16
 
 
 async def call(fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
-    """Call a function in a thread, and return what it returns.
+    """Call a function in a thread, and return its result.
 
-    If the task is cancelled, the call is abandoned: it goes on in its thread, and what it returns
-    or raises is dropped. A `Stream` or a `Session` of this library is closed by that.
+    If the task is cancelled, the call is abandoned: it continues in its thread, and its result or
+    exception is dropped. If the result is a `Stream` or a `Session` of this library, dropping
+    closes it.
 
     Args:
         fn: A function that may block, such as `model.complete`.
@@ -54,11 +56,11 @@ async def call(fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
         **kwargs: Its keyword arguments.
 
     Returns:
-        What the function returned.
+        The result of the function.
 
     Raises:
-        Exception: What the function raised, unchanged; a `StopIteration`, which no coroutine can
-            raise, as the cause of a `RuntimeError`.
+        Exception: The function raised; its exception is raised unchanged. Only a `StopIteration`,
+            which no coroutine can raise, becomes the cause of a `RuntimeError`.
         RuntimeError: No thread can be started.
     """
     results: list[R] = []
@@ -71,13 +73,13 @@ async def call(fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
 def stream(
     open_stream: Callable[P, Iterable[R]], /, *args: P.args, **kwargs: P.kwargs
 ) -> "Stream[R]":
-    """Return an asynchronous iterator over a stream, which a thread opens, reads and closes.
+    """Return an asynchronous iterator over a stream; a thread opens, reads and closes the stream.
 
-    Needs no running loop: the stream is opened when it is entered or first read.
+    Needs no running loop: the stream is opened by `async with` or by the first read.
 
     Args:
         open_stream: A function that may block, such as `model.stream_completion`. It returns an
-            iterable, which is closed at the end if it has a `close()`.
+            iterable; if that has a `close()`, it is called at the end.
         *args: Its arguments.
         **kwargs: Its keyword arguments.
 
@@ -88,13 +90,13 @@ def stream(
 
 
 def session(open_session: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> "Session[T]":
-    """Return a session, which a thread opens and closes, and whose methods are called in threads.
+    """Return a session; threads open it, close it and call its methods.
 
     Needs no running loop: the session is opened by `async with`.
 
     Args:
         open_session: A function that may block, such as `recogniser.start_stream`. It returns an
-            object, which is closed at the end if it has a `close()`.
+            object; if that has a `close()`, it is called at the end.
         *args: Its arguments.
         **kwargs: Its keyword arguments.
 
@@ -106,17 +108,18 @@ def session(open_session: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) 
 
 @final
 class Stream(AsyncIterator[R_co]):
-    """An asynchronous iterator over the items R of a stream, which one thread owns; see `stream`.
+    """An asynchronous iterator over the items R of a stream, read in a thread; see `stream`.
 
-    `async with` opens the stream and closes it at the end; `async for` alone opens it, too. Each
-    way to leave a stream closes it: its end, an error, `aclose()`, `close()`, the end of `async
-    with`, a cancellation of the task that opens or reads it, and dropping it. Errors are raised to
-    the reader after the items that came before them.
+    `async with` opens the stream and closes it at the end; `async for` alone opens it too. The
+    stream is closed when it is exhausted, raises, is closed or is dropped, at the end of
+    `async with`, and when the task that opens or reads it is cancelled. Errors are raised to the
+    reader after the items that came before them.
 
     The thread reads up to 16 items ahead, and then waits until the application takes one. It also
-    closes the stream. If it is inside the provider at that time, another thread calls `close()`, so
-    that a `resilience.Stream` is settled at once, and the thread closes it again when it is back;
-    a generator is closed only then. An opening under way goes on, and what it opens is closed.
+    closes the stream. If it is waiting for the provider at that time, another thread calls
+    `close()`, so that a `resilience.Stream` is settled at once, and the first thread closes it
+    again when the provider returns; a generator is closed only then. A stream that is being opened
+    at that time is closed as soon as it is open.
 
     One task at a time may read; any thread may close. Belongs to the loop in which it is opened.
     """
@@ -124,16 +127,16 @@ class Stream(AsyncIterator[R_co]):
     __slots__ = ("__weakref__", "_reader")
 
     def __init__(self, open_stream: Callable[[], Iterable[R_co]]) -> None:
-        """Prepare to read what a function opens."""
+        """Prepare to read the stream that a function opens."""
         self._reader = _Reader(open_stream)
 
     @property
     def provider(self) -> str | None:
-        """The attribute of this name of the stream: who serves it, None if that is not known."""
+        """Name of the provider that serves the stream; None if that is not known."""
         return _provider(self._reader)
 
     async def __aenter__(self) -> Self:
-        """Open the stream and return it, or raise what opening it raised."""
+        """Open the stream and return it, or raise the exception of opening it."""
         await self._reader.open()
         return self
 
@@ -143,7 +146,7 @@ class Stream(AsyncIterator[R_co]):
 
     @override
     async def __anext__(self) -> R_co:
-        """Return the next item; at the first time open the stream."""
+        """Return the next item; the first call opens the stream."""
         items, errors = self._reader.items, self._reader.errors
         await self._reader.wait(lambda: bool(items))
         if self._reader.is_closing:
@@ -153,7 +156,7 @@ class Stream(AsyncIterator[R_co]):
             return items.popleft()
         try:
             _raise_any(errors)
-        except StopAsyncIteration as error:  # it would pass for the end
+        except StopAsyncIteration as error:  # the reader would treat it as the end
             msg = "the stream raised StopAsyncIteration"
             raise RuntimeError(msg) from error
         raise StopAsyncIteration
@@ -161,53 +164,53 @@ class Stream(AsyncIterator[R_co]):
     def close(self) -> None:
         """Close the stream without waiting for it; from any thread, with or without a loop.
 
-        A task that waits for an item gets the end of the stream. Closing again does nothing.
+        In a task that waits for an item, the stream ends. Closing again does nothing.
         """
         self._reader.close()
 
     async def aclose(self) -> None:
-        """Close the stream, and wait until it is closed; not for a provider that is busy.
+        """Close the stream, and wait until it is closed, but not for a provider that is busy.
 
         Raises:
-            Exception: What the stream's `close()` raised in its thread. `close()`, a cancellation
-                and dropping the stream discard that.
+            Exception: The stream's own `close()` raised in its thread. This exception is discarded
+                by `close()`, by a cancellation and by dropping the stream.
         """
         await self._reader.aclose()
 
     def __del__(self) -> None:
         """Close a stream that was dropped."""
-        if hasattr(self, "_reader"):  # if not, its making has failed
+        if hasattr(self, "_reader"):  # if missing, the constructor has failed
             self._reader.close()
 
 
 @final
 class Session(Generic[T_co]):
-    """An object T that is open as long as an `async with` block runs; see `session`.
+    """An object T that is open while an `async with` block runs; see `session`.
 
-    Several tasks may use it at the same time, as far as the object allows that: each call and each
-    stream has a thread of its own. A cancellation of a call abandons the call, and leaves the
-    session open. Belongs to the loop in which it is opened.
+    Several tasks may use it at the same time, if the object allows that: each call and each stream
+    has a thread of its own. Cancelling a call abandons the call, and the session stays open.
+    Belongs to the loop in which it is opened.
 
-    Leaving the block closes the streams and then the object, in the thread that has opened it.
-    Dropping the session does the same.
+    At the end of the block, the streams are closed, and then the object, in the thread that has
+    opened it. Dropping the session does the same.
     """
 
     __slots__ = ("__weakref__", "_holder", "_readers")
 
     def __init__(self, open_session: Callable[[], T_co]) -> None:
-        """Prepare to use what a function opens."""
+        """Prepare to use the object that a function opens."""
         self._readers: list[_Reader[Any]] = []
         self._holder = _Holder(open_session)
 
     @property
     def provider(self) -> str | None:
-        """The attribute of this name of the object: who serves it, None if that is not known."""
+        """Name of the provider that serves the session; None if that is not known."""
         return _provider(self._holder)
 
     async def __aenter__(self) -> Self:
-        """Open the session and return it, or raise what opening it raised."""
+        """Open the session and return it, or raise the exception of opening it."""
         await self._holder.open()
-        self._opened()  # raises if it was closed meanwhile
+        self._opened()  # raises if the session was closed in the meantime
         return self
 
     async def __aexit__(self, *_exc_info: object) -> None:
@@ -217,7 +220,7 @@ class Session(Generic[T_co]):
     async def call(
         self, fn: Callable[Concatenate[T_co, P], R], /, *args: P.args, **kwargs: P.kwargs
     ) -> R:
-        """Call a function with the object in a thread; otherwise the same as `call`.
+        """Call a function with the object in a thread, like `call` of this module.
 
         Args:
             fn: A function that may block, such as `lambda line: line.send_audio(audio)`.
@@ -225,10 +228,10 @@ class Session(Generic[T_co]):
             **kwargs: Its keyword arguments.
 
         Returns:
-            What the function returned.
+            The result of the function.
 
         Raises:
-            Exception: What the function raised, as with `call`.
+            Exception: The function raised, as for `call` of this module.
             RuntimeError: The session is not open, or no thread can be started.
         """
         return await call(fn, self._opened(), *args, **kwargs)
@@ -236,7 +239,7 @@ class Session(Generic[T_co]):
     def stream(
         self, fn: Callable[Concatenate[T_co, P], Iterable[R]], /, *args: P.args, **kwargs: P.kwargs
     ) -> "Stream[R]":
-        """Return an asynchronous iterator over what a function of the object returns.
+        """Return an asynchronous iterator over the result of a function of the object.
 
         Args:
             fn: A function that may block, such as `lambda line: line.finals()`.
@@ -244,7 +247,7 @@ class Session(Generic[T_co]):
             **kwargs: Its keyword arguments.
 
         Returns:
-            The stream, the same as from `stream`, which the session closes at its own end.
+            A stream, as returned by `stream` of this module; closing the session closes it.
 
         Raises:
             RuntimeError: The session is not open.
@@ -267,15 +270,15 @@ class Session(Generic[T_co]):
         """Close the session, and wait until the object is closed.
 
         Raises:
-            Exception: What the object's `close()` raised. `close()` and dropping the session
-                discard that.
+            Exception: The object's own `close()` raised. This exception is discarded by `close()`
+                and by dropping the session.
         """
         self.close()
         await self._holder.aclose()
 
     def __del__(self) -> None:
         """Close a session that was dropped."""
-        if hasattr(self, "_holder"):  # if not, its making has failed
+        if hasattr(self, "_holder"):  # if missing, the constructor has failed
             self.close()
 
     def _opened(self) -> T_co:
@@ -286,9 +289,9 @@ class Session(Generic[T_co]):
 
 
 class _Thread:
-    """A daemonic thread, and what it shares with the tasks that wait for it.
+    """A daemon thread, and the state that it shares with the tasks that wait for it.
 
-    It refers to none of the public objects, so that these can be dropped while it runs.
+    It does not refer to the public objects, so that these can be dropped while it runs.
     """
 
     def __init__(self, work: Callable[[], object]) -> None:
@@ -296,16 +299,16 @@ class _Thread:
         self._work = work
         self._context = copy_context()
         self._loop: asyncio.AbstractEventLoop | None = None  # None until it is started
-        # Set whenever something has changed for which a task may wait.
+        # Set after each change for which a task may wait.
         self._changed = asyncio.Event()
         self.has_ended = False
         self.is_closing = False
         self.errors: list[BaseException] = []
 
     async def wait(self, is_due: Callable[[], bool]) -> None:
-        """Start the thread, and wait until something is due, or nothing can become due any more.
+        """Start the thread, and wait until a condition is true or can no longer become true.
 
-        If that raises, as when the task is cancelled, nobody waits for the thread any more.
+        If that raises, for instance because the task is cancelled, the outcome is discarded.
         """
         try:
             self._start()
@@ -332,28 +335,28 @@ class _Thread:
         try:
             self._work()
         except BaseException as error:
-            if not self.is_closing:  # else nobody wants it, and it may be a consequence of that
+            if not self.is_closing:  # otherwise closing may have caused the exception
                 self.errors.append(error)
         self.has_ended = True
         self._notify()
 
     def _notify(self) -> None:
-        """Let the tasks that wait look again; from any thread."""
+        """Wake the waiting tasks, so that they check their condition again; from any thread."""
         if self._loop is not None:
             try:
                 self._loop.call_soon_threadsafe(self._changed.set)
-            except RuntimeError:  # the loop is closed: nobody will ever look
+            except RuntimeError:  # the loop is closed, so no task waits any more
                 self.close()
 
     async def _until(self, is_due: Callable[[], bool]) -> None:
-        await asyncio.sleep(0)  # a task for which everything is due at once must let others run
+        await asyncio.sleep(0)  # even if the condition is already true, other tasks must run
         while not is_due():
             self._changed.clear()
             await self._changed.wait()
 
 
 class _Owner(_Thread, ABC, Generic[T]):
-    """A thread that opens something, uses it and closes it."""
+    """A thread that opens an object, uses it and closes it."""
 
     def __init__(self, open_it: Callable[[], T]) -> None:
         super().__init__(self._open_use_close)
@@ -361,23 +364,24 @@ class _Owner(_Thread, ABC, Generic[T]):
         self.opened: T | None = None
         self.is_open = False
         self.close_errors: list[BaseException] = []
-        # Whether the owner was busy when it was closed, and all was done to end that.
+        # Whether the owner was busy when it was closed, and the object was closed from outside.
         self._is_let_go = False
-        # One item for each time that the owner may go on. Unlike a semaphore it may be used by a
-        # finalizer that runs while this very thread uses it.
+        # One item for each step that the owner may make. Unlike a semaphore, the queue may be used
+        # by a finalizer that runs while the same thread uses it.
         self._permits: SimpleQueue[None] = SimpleQueue()
-        # Reentrant for the same reason. Guards whether the owner is inside foreign code, which may
-        # block. It sets that first, and then reads `is_closing`; the one who closes sets
-        # `is_closing` first, and then reads whether the owner is busy. So one sees the other.
+        # Reentrant for the same reason. Guards `_is_busy`: whether the owner is inside foreign
+        # code, which may block. The owner sets it first, and then reads `is_closing`; the thread
+        # that closes sets `is_closing` first, and then reads `_is_busy`. So at least one of the two
+        # threads closes the object.
         self._lock = RLock()
         self._is_busy = False
 
     @abstractmethod
     def _use(self, opened: T) -> None:
-        """Use what was opened until there is no more to do, or it is to be closed."""
+        """Use the opened object until the work is done or the object should be closed."""
 
     async def open(self) -> None:
-        """Wait until it is open, or raise why it is not; in a task."""
+        """Wait until the object is open, or raise the exception of opening it; in a task."""
         await self.wait(lambda: self.is_open)
         if not self.is_open:
             _raise_any(self.errors)
@@ -388,7 +392,7 @@ class _Owner(_Thread, ABC, Generic[T]):
 
     @override
     def close(self) -> None:
-        """Have it closed; from any thread, also by a finalizer."""
+        """Request that the object is closed; from any thread or from a finalizer."""
         if self.is_closing:
             return
         super().close()
@@ -400,7 +404,7 @@ class _Owner(_Thread, ABC, Generic[T]):
             self._interrupt()
 
     async def aclose(self) -> None:
-        """Have it closed, and wait until it is, unless the owner is busy; in a task."""
+        """Close the object, and wait until it is closed unless the owner is busy; in a task."""
         self.close()
         if self._loop is not None:
             await self._until(lambda: self.has_ended or self._is_let_go)
@@ -424,20 +428,20 @@ class _Owner(_Thread, ABC, Generic[T]):
                 self.close_errors.append(error)
 
     def _mark(self, *, is_busy: bool) -> bool:
-        """Enter or leave foreign code that may block; False if it is to be closed."""
+        """Enter or leave foreign code that may block; False if the object should be closed."""
         with self._lock:
             self._is_busy = is_busy
             return not self.is_closing
 
     def _interrupt(self) -> None:
-        """Close it from outside in a thread, since that may block."""
+        """Close the object in another thread, since closing may block."""
         try:
             _run_in_thread(self._context.copy(), self._close_from_outside)
-        except RuntimeError:  # there is no thread: the owner closes it when it is back
+        except RuntimeError:  # no thread can be started: the owner closes the object later
             self._is_let_go = True
 
     def _close_from_outside(self) -> None:
-        if not isinstance(self.opened, GeneratorType):  # closed only by the one who runs it
+        if not isinstance(self.opened, GeneratorType):  # only its own thread can close a generator
             with suppress(BaseException):
                 _close(self.opened)
         self._is_let_go = True
@@ -446,7 +450,7 @@ class _Owner(_Thread, ABC, Generic[T]):
 
 @final
 class _Reader(_Owner[Iterable[R]]):
-    """Reads a stream of items R, a few of them ahead."""
+    """Reads a stream of items R, some of them ahead."""
 
     def __init__(self, open_stream: Callable[[], Iterable[R]]) -> None:
         super().__init__(open_stream)
@@ -469,7 +473,7 @@ class _Reader(_Owner[Iterable[R]]):
 
 @final
 class _Holder(_Owner[T]):
-    """Holds something open until it is closed."""
+    """Keeps an object open until it is closed."""
 
     @override
     def _use(self, opened: T) -> None:
@@ -482,7 +486,7 @@ def _provider(owner: _Owner[Any]) -> str | None:
 
 
 def _raise_any(errors: list[BaseException]) -> None:
-    # Held by no local variable: its traceback holds this frame, which must not hold it.
+    # Not in a local variable: its traceback refers to this frame, so that would be a cycle.
     if errors:
         raise errors.pop()
 
@@ -495,7 +499,7 @@ def _close(opened: object) -> None:
 
 def _run_in_thread(context: Context, work: Callable[[], None]) -> None:
     if sys.is_finalizing():
-        # A thread that is started now may never run, and `start` would wait for ever.
+        # A thread started now may never run, and `start` would wait for ever.
         msg = "no thread can be started, since the interpreter is shutting down"
         raise RuntimeError(msg)
     Thread(target=context.run, args=(work,), name="resilience-aio", daemon=True).start()

@@ -1,6 +1,6 @@
-"""News of openings between processes, through Redis.
+"""Messages between processes about breakers that open or close, through Redis.
 
-The client is made by the application; nothing is imported of its library.
+The application makes the client; this module does not import the client's library.
 """
 
 import json
@@ -29,15 +29,15 @@ from resilience._fork import restart_after_fork
 from resilience._log import log_suppressed, logger
 from resilience._news import Kind, News, Watch, is_plain, read_news
 
-_TICK = 1.0  # seconds between two looks at all breakers, and at what has been closed
-_SILENCE = 5.0  # seconds without a message after which Redis is asked for one, and then given up
-_LARGEST_NAME = 256  # bytes, so that each message is shorter than what is read
+_TICK = 1.0  # seconds between two checks of all breakers, and of whether this was closed
+_SILENCE = 5.0  # seconds without a message until a ping, and then until the connection is dropped
+_LARGEST_NAME = 256  # bytes, so that each message is shorter than the limit of the reader
 _KEPT = (Kind.OPENED, Kind.ISOLATED)
 _SHORTEST_DELAY, _LONGEST_DELAY = 0.1, 10.0  # seconds before Redis is tried again
 
 
 class Subscription(Protocol):
-    """What `RedisNews` uses of a `redis.client.PubSub`."""
+    """The methods of a `redis.client.PubSub` that `RedisNews` uses."""
 
     @abstractmethod
     def subscribe(self, channel: str, /) -> object:
@@ -46,22 +46,22 @@ class Subscription(Protocol):
 
     @abstractmethod
     def get_message(self, *, timeout: float) -> Mapping[str, object] | None:
-        """Wait for a message for some seconds."""
+        """Wait for a message, at most for a number of seconds."""
         ...
 
     @abstractmethod
     def ping(self) -> object:
-        """Ask for a message."""
+        """Request a reply."""
         ...
 
     @abstractmethod
     def close(self) -> None:
-        """Give the connection back."""
+        """Return the connection."""
         ...
 
 
 class Pipeline(Protocol):
-    """What `RedisNews` uses of a `redis.client.Pipeline`."""
+    """The methods of a `redis.client.Pipeline` that `RedisNews` uses."""
 
     @abstractmethod
     def get(self, name: str, /) -> object:
@@ -90,16 +90,16 @@ class Pipeline(Protocol):
 
     @abstractmethod
     def execute(self, *, raise_on_error: bool) -> Sequence[object]:
-        """Send what is queued, and return the replies, with exceptions for those that failed."""
+        """Send the queued commands; return the replies, with an exception for each that failed."""
         ...
 
 
 class Client(Protocol):
-    """What `RedisNews` uses of a `redis.Redis`."""
+    """The methods of a `redis.Redis` that `RedisNews` uses."""
 
     @abstractmethod
     def pubsub(self) -> Subscription:
-        """Return a subscription to no channel yet."""
+        """Return a subscription without a channel."""
         ...
 
     @abstractmethod
@@ -110,23 +110,23 @@ class Client(Protocol):
 
 @final
 class RedisNews(_settings.Uncopyable):
-    """Tells other processes when a breaker opens or closes, and does what they tell.
+    """Sends messages when a breaker opens or closes, and applies those of other processes.
 
-    When a breaker opens here, those of the same name and namespace in other processes open for as
-    long as it stays open, with the same effect as if they had opened themselves. When it closes,
-    those that are open become half-open, so that their next calls are probes. A breaker does not
-    tell what it was told. A process that starts, or that has lost Redis for a while, reads what is
-    still open.
+    When a breaker opens in this process, the breakers of the same name and namespace in other
+    processes open for the same time, with the same effect as if they had opened by themselves. When
+    it closes, those that are open become half-open, so that their next calls are probes. Changes
+    that a message has caused are not sent again. A process that starts, or that had no connection
+    to Redis for a while, reads which breakers are still open.
 
-    Redis is never needed. Calls do nothing with it and never wait for it: two daemon threads do.
-    Without Redis each breaker works by itself; the loss is logged once, as a WARNING, and the
-    return once, as INFO.
+    Redis is optional at run time: calls never wait for it, since two daemon threads exchange the
+    messages. If Redis is not available, each breaker works on its own; the loss of the connection
+    is logged once, as a WARNING, and its return once, as INFO.
 
-    A process of the same namespace is trusted to tell the truth about a provider. Whatever comes
-    from Redis is checked, and keeps a breaker open for `max_seconds` at most.
+    Processes of the same namespace are trusted. The format of each message is checked, and a
+    message keeps a breaker open for at most `max_seconds`.
 
-    Works until `close()` or the end of a `with` statement; dropping it does not end it. May be used
-    by any number of threads. A forked child goes on with threads of its own. Cannot be copied.
+    Works until `close()` or the end of a `with` statement; dropping the object does not end it. May
+    be used by any number of threads. A forked child starts threads of its own. Cannot be copied.
     """
 
     __slots__ = (
@@ -152,17 +152,17 @@ class RedisNews(_settings.Uncopyable):
         """Start the threads.
 
         Args:
-            client: A `redis.Redis`, or what behaves like one. It needs two connections. Set its
-                `socket_timeout`, so that a connection that was lost without a word is given up.
-            namespace: Beginning of the names of the channel and of all keys. Breakers follow those
-                of the same namespace only.
-            breakers: Breakers by the names under which they are known in all processes, such as the
-                `breakers` of a group. Providers that are added to the group later are not included.
-            max_seconds: Seconds, or a `timedelta`, for which news keep a breaker open at most; 300
-                for 0.
-            operators: Whether `isolate()` and `reset()` here have the same effect in the other
-                processes, and theirs here. Then an isolation without end holds in the others for as
-                long as this process lives, and for `max_seconds` after that.
+            client: A `redis.Redis`, or an object with the same methods. It needs two connections.
+                Set its `socket_timeout`, so that a lost connection is detected.
+            namespace: Prefix of the names of the channel and of all keys. Only breakers of the same
+                namespace exchange messages.
+            breakers: Breakers by names that are the same in all processes, such as the `breakers`
+                of a group. Providers that are added to the group later are not included.
+            max_seconds: Longest time for which a message keeps a breaker open, in seconds or as a
+                `timedelta`; 0 for 300 seconds.
+            operators: Whether `isolate()` and `reset()` in one process have the same effect in the
+                others. Then an isolation without a time limit lasts in the other processes as long
+                as this process runs, and for `max_seconds` after that.
 
         Raises:
             TypeError: An argument has the wrong type, or the client is asynchronous.
@@ -196,7 +196,7 @@ class RedisNews(_settings.Uncopyable):
         return f"<RedisNews {self._namespace!r} of {', '.join(map(repr, self._watches))}>"
 
     def __enter__(self) -> Self:
-        """Return itself."""
+        """Return this object; the end of the `with` statement closes it."""
         return self
 
     def __exit__(
@@ -205,14 +205,14 @@ class RedisNews(_settings.Uncopyable):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Close it."""
+        """Close this object."""
         self.close()
 
     def close(self) -> None:
-        """Tell nothing more, and do nothing more of what is told.
+        """Stop sending messages, and ignore those of other processes.
 
-        Returns at once. The threads end, and return their connections, within a second, or when
-        what they are waiting for has ended.
+        Returns at once. The threads end, and return their connections, within a second, or as soon
+        as the operation for which they are waiting has ended.
         """
         for watch in self._watches.values():
             watch.detach()
@@ -229,7 +229,8 @@ class RedisNews(_settings.Uncopyable):
             for name, loop in (("send", self._send), ("receive", self._receive)):
                 thread = Thread(target=loop, args=(self._run,), name=f"resilience-redis-{name}")
                 thread.daemon = True
-                Context().run(thread.start)  # where threads inherit a context, it outlives this
+                # In an empty context: some Pythons let a thread inherit the context and keep it.
+                Context().run(thread.start)
         except BaseException:
             self.close()
             raise
@@ -237,19 +238,19 @@ class RedisNews(_settings.Uncopyable):
     def _restart_after_fork(self) -> None:
         if self._run.is_over:
             return
-        self._run.is_over = True  # for a thread that forks in a listener, and goes on in the child
+        self._run.is_over = True  # if one of the two threads has forked, it ends in the child
         self._run = _Run()
         for watch in self._watches.values():
             watch.has_changed = False
         try:
             self._start()
-        except Exception as raised:  # no thread can be started, and nobody is there to raise it to
+        except Exception as raised:  # no thread can be started; a fork hook has no caller
             log_suppressed("RedisNews", raised)
 
     # ---- sending
 
     def _send(self, run: "_Run") -> None:
-        """Tell each change at once, and look at all breakers from time to time."""
+        """Send each change at once, and check all breakers from time to time."""
         delay, due = _TICK, 0.0
         while not run.is_over:
             left = due - time.monotonic()
@@ -267,7 +268,7 @@ class RedisNews(_settings.Uncopyable):
                     due = 0.0
 
     def _tell(self, watches: Iterable[Watch]) -> bool:
-        """Tell what has changed; False if that is not possible now."""
+        """Send what has changed; False if that is not possible now."""
         try:
             for watch in watches:
                 if news := watch.look(self._origin):
@@ -285,9 +286,9 @@ class RedisNews(_settings.Uncopyable):
             raise
 
     def _prepare(self, news: News) -> Pipeline:
-        """Return the commands that tell something."""
+        """Return the commands that send a message."""
         pipeline = self._client.pipeline(transaction=False)
-        # First what is kept: a process that starts subscribes first and then reads.
+        # First the key, then the message: a process that starts subscribes first and then reads.
         if news.kind in _KEPT:
             milliseconds = max(1, round(news.seconds * 1000))
             pipeline.set(self._key(news.kind, news.name), news.to_json(), px=milliseconds)
@@ -300,7 +301,7 @@ class RedisNews(_settings.Uncopyable):
     # ---- receiving
 
     def _receive(self, run: "_Run") -> None:
-        """Follow the channel, and try again whenever that is not possible."""
+        """Read the channel, and try again whenever that fails."""
         delay = _SHORTEST_DELAY
         while not run.is_over:
             began = time.monotonic()
@@ -325,7 +326,7 @@ class RedisNews(_settings.Uncopyable):
                 heard, is_asked = now, False
                 if message["type"] == "message":
                     self._hear(read_news(message["data"]))
-                elif message["type"] == "subscribe":  # also when the client has connected again
+                elif message["type"] == "subscribe":  # also after the client has connected again
                     self._link.works("receive")
                     catch_up_at = now
             elif now - heard > 2 * _SILENCE:
@@ -338,7 +339,7 @@ class RedisNews(_settings.Uncopyable):
                 catch_up_at = math.inf if self._catch_up(run) else now + _TICK
 
     def _catch_up(self, run: "_Run") -> bool:
-        """Read what is still open elsewhere, and tell what is open here; False if that fails."""
+        """Read what is open in other processes, and send what is open here; False on failure."""
         try:
             self._read_kept()
         except Exception as error:
@@ -368,7 +369,7 @@ class RedisNews(_settings.Uncopyable):
             return
         try:
             self._watches[news.name].hear(news)
-        except Exception as raised:  # of the breaker's clock, or of a log handler
+        except Exception as raised:  # raised by the breaker's clock or a log handler
             with suppress(Exception):
                 log_suppressed("RedisNews", raised)
 
@@ -384,23 +385,23 @@ class RedisNews(_settings.Uncopyable):
 
 @final
 class _Run:
-    """What the threads of one process wait for."""
+    """The queues for which the threads of one process wait."""
 
     __slots__ = ("_pauses", "changes", "is_over")
 
     def __init__(self) -> None:
         self.is_over = False
-        # A breaker that has changed, or None to look at all of them. Never more than the breakers.
+        # A breaker that has changed, or None to check all. Each breaker is in it at most once.
         self.changes: SimpleQueue[Watch | None] = SimpleQueue()
         self._pauses: SimpleQueue[None] = SimpleQueue()
 
     def pause(self, seconds: float) -> None:
-        """Wait, until the end at most."""
+        """Wait for some seconds, or until the end of the run."""
         with suppress(Empty):
             self._pauses.get(timeout=seconds)
 
     def end(self) -> None:
-        """Have the threads end."""
+        """Make the threads end."""
         self.is_over = True
         self.changes.put(None)
         self._pauses.put(None)
@@ -408,7 +409,7 @@ class _Run:
 
 @final
 class _Link:
-    """Logs once that something does not work, and once that everything works again."""
+    """Logs once when the first part fails, and once when all parts work again."""
 
     def __init__(self, namespace: str) -> None:
         self._namespace = namespace
@@ -416,7 +417,7 @@ class _Link:
         self._failing: set[str] = set()  # guarded by the lock
 
     def fails(self, part: str, error: Exception) -> None:
-        """Tell that a part does not work."""
+        """Record that a part fails."""
         with self._lock:
             is_first = not self._failing
             self._failing.add(part)
@@ -424,7 +425,7 @@ class _Link:
             self._log(logging.WARNING, "Redis news of %s stopped: %s", type(error).__name__)
 
     def works(self, part: str) -> None:
-        """Tell that a part works."""
+        """Record that a part works."""
         with self._lock:
             was_failing = bool(self._failing)
             self._failing.discard(part)
@@ -437,7 +438,7 @@ class _Link:
             "resilience_namespace": self._namespace,
             "resilience_error": error[0] if error else None,
         }
-        with suppress(Exception):  # of a log handler, which must not end the thread
+        with suppress(Exception):  # a log handler that raises must not end the thread
             logger.log(level, text, self._namespace, *error, extra=extra)
 
 
@@ -450,7 +451,7 @@ def _check_name(setting: str, value: object) -> str:
 
 
 def _name_process() -> str:
-    """Return what distinguishes this process from all others, and names it to people."""
+    """Return a unique name of this process that people can read."""
     host = socket.gethostname()[:50]
     return f"{host if is_plain(host) else 'host'}:{os.getpid()}:{secrets.token_hex(4)}"
 

@@ -1,4 +1,4 @@
-"""What the contract tests of all providers have in common."""
+"""The base of the contract tests of all providers."""
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -31,12 +31,11 @@ _SLOW = (
 
 
 class ProviderContract(Generic[P]):
-    """Tests of a contract's provider P, for subclasses that say how to make one.
+    """Tests of a contract's provider P; a subclass defines how to make a provider.
 
-    A subclass is collected by pytest whatever its name; it is also collected by `unittest` if it
-    is derived from `unittest.TestCase` as well, which stands last. Each test makes providers of
-    its own. A test that needs a hook that the subclass does not have is skipped, with the hook's
-    name.
+    Pytest collects a subclass whatever its name is; `unittest` collects it too, if its last base
+    class is `unittest.TestCase`. Each test makes its own providers. If a test needs a hook that the
+    subclass does not define, it is skipped, and the reason names the hook.
 
     Attributes:
         time_limit: Seconds after which a call is considered to hang, and the test fails.
@@ -48,7 +47,7 @@ class ProviderContract(Generic[P]):
 
     @override
     def __init_subclass__(cls, **arguments: object) -> None:
-        """Let pytest collect a subclass that does not say `__test__ = False` itself."""
+        """Let pytest collect a subclass that does not set `__test__ = False` itself."""
         super().__init_subclass__(**arguments)
         if "__test__" not in vars(cls):
             cls.__test__ = True
@@ -76,7 +75,7 @@ class ProviderContract(Generic[P]):
         """Make a provider whose server closes the connection in the middle of each answer.
 
         Returns:
-            A new provider, or None (the default), with which these tests are skipped.
+            A new provider; with None, the default, these tests are skipped.
         """
         return None
 
@@ -84,15 +83,15 @@ class ProviderContract(Generic[P]):
         """Close the client of a provider, at the end of each test; does nothing by default.
 
         Args:
-            provider: What one of the methods above has made.
+            provider: A provider that one of the methods above has made.
         """
 
     def count_connections(self) -> int:
         """Count the connections to the provider's server that are open.
 
         Returns:
-            Their number, with or without those that are kept for the next call. 0 by default, with
-            which only threads are counted.
+            Their number, with or without those that are kept for the next call. With 0, the
+            default, only threads are counted.
         """
         return 0
 
@@ -138,7 +137,7 @@ class ProviderContract(Generic[P]):
 
     @contextmanager
     def _finally(self, operation: str, fn: Callable[[], object]) -> Generator[None, None, None]:
-        """Call a function at the end; what it raises does not hide the failure of a test."""
+        """Call a function at the end; its exception does not hide the failure of a test."""
         try:
             yield
         finally:
@@ -149,8 +148,8 @@ class ProviderContract(Generic[P]):
     def _check_leftovers(self, use: str, fn: Callable[[], object]) -> None:
         """Fail if each use of a provider leaves a thread or a connection.
 
-        Something that the first use makes, and that later ones use again, is not counted. So fewer
-        than one for each use are allowed.
+        Threads and connections that the first use makes, and later ones reuse, are not counted. So
+        fewer than one for each use are allowed.
         """
         self._start(use, fn).error()
         threads, connections = set(running_threads()), self.count_connections()
@@ -176,10 +175,10 @@ class ProviderContract(Generic[P]):
 
 
 def skip(hook: str) -> NoReturn:
-    """Skip the test that is running, because the test class lacks something.
+    """Skip the running test, because the test class lacks a hook.
 
     Args:
-        hook: What it lacks.
+        hook: Name of the missing hook.
     """
     msg = f"set or override `{hook}` to run this test"
     raise SkipTest(msg)

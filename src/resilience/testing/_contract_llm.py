@@ -24,10 +24,11 @@ class LLMProviderContract(StreamContract[llm.Provider, llm.Chunk]):
     Derive a class from it, and override at least `make_provider` and `make_broken_provider`.
 
     Attributes:
-        request: What the provider of `make_provider()` answers with text.
-        tool_request: What it answers with tool calls, for one or more of the `tools` in it; None,
-            with which the tests of tool calls are skipped.
-        unsupported_requests: What it cannot serve, besides what its `capabilities()` exclude.
+        request: A request that the provider of `make_provider()` answers with text.
+        tool_request: A request that it answers with calls of one or more of its `tools`; with None,
+            the tests of tool calls are skipped.
+        unsupported_requests: Requests that it does not support, besides those that its
+            `capabilities()` exclude.
     """
 
     __test__ = False
@@ -84,21 +85,21 @@ class LLMProviderContract(StreamContract[llm.Provider, llm.Chunk]):
             self._check_leftovers("complete() that failed", lambda: provider.complete(self.request))
 
     def test_tool_calls(self) -> None:
-        """`complete()` returns tool calls whole, with arguments that are a JSON object."""
+        """`complete()` returns complete tool calls, with arguments that are a JSON object."""
         request = self.tool_request or skip("tool_request")
         with self._working() as provider:
             answer = self._call("complete()", lambda: provider.complete(request))
             check_tool_calls(check_response(answer, "complete()"), request, "complete()")
 
     def test_streamed_tool_calls(self) -> None:
-        """A stream yields tool calls whole, with arguments that are a JSON object."""
+        """A stream yields complete tool calls, with arguments that are a JSON object."""
         request = self.tool_request or skip("tool_request")
         with self._working() as provider:
             chunks = self._call(self._method, lambda: list(provider.stream_completion(request)))
             check_tool_calls(join_chunks(chunks, self._method), request, self._method)
 
     def test_unsupported_requests(self) -> None:
-        """What the model cannot do raises `UnsupportedRequestError`, and is not left out."""
+        """A request that the model does not support raises `UnsupportedRequestError`."""
         with self._working() as provider:
             capabilities = self._call("capabilities()", provider.capabilities)
             cases = [*excluded_requests(capabilities, self.request)]
@@ -107,7 +108,7 @@ class LLMProviderContract(StreamContract[llm.Provider, llm.Chunk]):
                 self._check_unsupported(provider, what, request)
 
     def test_extra_of_other_vendors_is_ignored(self) -> None:
-        """What `extra` holds for another vendor changes nothing."""
+        """Data of another vendor in `extra` is ignored."""
         messages = tuple(replace(message, extra=FOREIGN) for message in self.request.messages)
         request = replace(self.request, messages=messages, extra=FOREIGN)
         operation = "complete() with `extra` of another vendor"

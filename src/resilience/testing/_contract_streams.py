@@ -38,18 +38,18 @@ class StreamContract(ProviderContract[P], Generic[P, R]):
             self._start(self._method, lambda: self._read(provider)).check_failed(UNREACHABLE)
 
     def test_interrupted_stream_raises(self) -> None:
-        """A stream that breaks off raises, and does not end as if it were whole."""
+        """A stream that breaks off raises, and does not end as if it were complete."""
         with self._interrupted() as provider:
             self._start(self._method, lambda: self._read(provider)).check_failed(CUT)
 
     def test_stream_is_closed_unread(self) -> None:
-        """A stream can be closed before it is read, and the provider goes on working."""
+        """A stream can be closed before it is read, and the provider still works afterwards."""
         with self._working() as provider:
             self._call(f"closing {self._method} unread", lambda: self._read_and_close(provider, 0))
             self._check_next_stream(provider)
 
     def test_stream_is_closed_early(self) -> None:
-        """A stream can be closed after its first item, and the provider goes on working."""
+        """A stream can be closed after its first item, and the provider still works afterwards."""
         with self._working() as provider:
             self._call(f"closing {self._method} early", lambda: self._read_and_close(provider, 1))
             self._check_next_stream(provider)
@@ -128,7 +128,7 @@ class StreamContract(ProviderContract[P], Generic[P, R]):
 
 
 def _close(*objects: object) -> None:
-    """Close an iterator and its iterable, which may be the same, as far as they can be closed."""
+    """Close an iterator and its iterable, which may be the same, if they have a `close()`."""
     for returned in {id(each): each for each in objects}.values():
         close = getattr(returned, "close", None)
         if callable(close):

@@ -21,13 +21,13 @@ class STTProviderContract(ProviderContract[stt.Provider]):
     """Tests of a speech recogniser and its sessions: what `stt.Provider` promises.
 
     Derive a class from it, and override at least `make_provider` and `make_broken_provider`, and
-    `audio` if the recogniser finds no words in silence.
+    `audio` if the recogniser returns no words for silence.
 
     Attributes:
-        config: What the provider of `make_provider()` can recognise.
-        audio: Speech in that format, in pieces, of which it makes a final transcript; a second of
-            silence by default, for a server of a test that answers to anything.
-        unsupported_configs: Configurations that ask for what it cannot do.
+        config: A configuration that the provider of `make_provider()` supports.
+        audio: Speech in that format, in pieces, for which it returns a final transcript; by default
+            a second of silence, for a test server that returns a transcript for any audio.
+        unsupported_configs: Configurations that it does not support.
     """
 
     __test__ = False
@@ -37,7 +37,7 @@ class STTProviderContract(ProviderContract[stt.Provider]):
     unsupported_configs: Sequence[stt.StreamConfig] = ()
 
     def test_final_transcripts(self) -> None:
-        """A session takes audio, and its final transcripts end by themselves after `finish()`."""
+        """A session accepts audio, and its final transcripts end after `finish()`."""
         with self._working() as provider, self._session(provider) as session:
             (finals,) = self._transcribe(session, "finals")
             _check_finals(finals)
@@ -56,7 +56,7 @@ class STTProviderContract(ProviderContract[stt.Provider]):
             call.check_failed(UNREACHABLE)
 
     def test_interrupted_session_raises(self) -> None:
-        """Transcripts of a session that breaks off raise, and do not end as if they were whole."""
+        """Transcripts of a session that breaks off raise, and do not end as if complete."""
         with self._interrupted() as provider, self._session(provider) as session:
             readings = self._read(session, "partials", "finals")
             self._start("send_audio()", lambda: self._send(session)).error()
@@ -64,7 +64,7 @@ class STTProviderContract(ProviderContract[stt.Provider]):
                 reading.call.check_failed("the session broke off")
 
     def test_close_ends_transcripts(self) -> None:
-        """Any thread can close a session, and those that wait for transcripts find their end."""
+        """Any thread can close a session, and the transcripts end in the threads that wait."""
         with self._working() as provider, self._session(provider) as session:
             readings = self._read(session, "partials", "finals")
             self._call("close() while others wait for transcripts", session.close)
@@ -72,7 +72,7 @@ class STTProviderContract(ProviderContract[stt.Provider]):
                 reading.call.result()
 
     def test_close_twice(self) -> None:
-        """Closing a session again does nothing, and the provider goes on working."""
+        """Closing a session again does nothing, and the provider still works afterwards."""
         with self._working() as provider:
             with self._session(provider) as session:
                 self._call("close()", session.close)
@@ -101,14 +101,14 @@ class STTProviderContract(ProviderContract[stt.Provider]):
                 call.result()
 
     def test_unsupported_configs(self) -> None:
-        """What the recogniser cannot do raises `UnsupportedRequestError`, and is not left out."""
+        """A configuration that is not supported raises `UnsupportedRequestError`."""
         with self._working() as provider:
             for config in self.unsupported_configs or skip("unsupported_configs"):
                 call = self._start("start_stream()", partial(provider.start_stream, config))
                 call.check_unsupported("one of `unsupported_configs`")
 
     def test_extra_of_other_vendors_is_ignored(self) -> None:
-        """What `extra` holds for another vendor changes nothing."""
+        """Data of another vendor in `extra` is ignored."""
         config = replace(self.config, extra=FOREIGN)
         with self._working() as provider:
             session = self._call(
@@ -149,7 +149,7 @@ class STTProviderContract(ProviderContract[stt.Provider]):
         return [_Reading(session, name, self.time_limit) for name in names]
 
     def _transcribe(self, session: stt.SessionHandle, *names: str) -> list[list[stt.Transcript]]:
-        """Send all audio, and return what each of these methods gives until it ends by itself."""
+        """Send all audio, and return all transcripts of each of these methods."""
         readings = self._read(session, *names)
         self._call("send_audio()", lambda: self._send(session))
         finish = getattr(session, "finish", None)

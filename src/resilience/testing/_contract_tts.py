@@ -21,13 +21,13 @@ class TTSProviderContract(StreamContract[tts.Provider, bytes]):
     """Tests of a speech synthesiser: what `tts.Provider` promises.
 
     Derive a class from it, and override at least `make_provider` and `make_broken_provider`, and
-    `voice` if the provider does not know the voice "default".
+    `voice` if the provider does not have the voice "default".
 
     Attributes:
         voice: A voice that the provider of `make_provider()` has.
-        text: What it says, in fragments.
-        unsupported_voices: Voices that ask for what it cannot do.
-        samples: Recordings for `clone_voice()`; empty, with which the test of it is skipped. The
+        text: The text to speak, in fragments.
+        unsupported_voices: Voices with settings that the provider does not support.
+        samples: Recordings for `clone_voice()`; if empty, the test of this method is skipped. The
             test makes a voice, and does not delete it.
     """
 
@@ -57,7 +57,7 @@ class TTSProviderContract(StreamContract[tts.Provider, bytes]):
             )
 
     def test_text_that_comes_slowly(self) -> None:
-        """A text is read to its end, once, though its fragments come slowly, and some are empty."""
+        """A text is read to its end, once, even if fragments arrive slowly or are empty."""
         text = _SlowText(self.text)
         with self._working() as provider:
             audio = self._call(
@@ -72,7 +72,7 @@ class TTSProviderContract(StreamContract[tts.Provider, bytes]):
             )
 
     def test_text_that_fails(self) -> None:
-        """Audio does not end as if it were whole, if reading the text raises."""
+        """If reading the text raises, the audio does not end as if it were complete."""
         with self._working() as provider:
             call = self._start(
                 f"{self._method} of a text that raises",
@@ -86,14 +86,14 @@ class TTSProviderContract(StreamContract[tts.Provider, bytes]):
                 )
 
     def test_unsupported_voices(self) -> None:
-        """What the synthesiser cannot do raises `UnsupportedRequestError`, and is not left out."""
+        """A voice that the synthesiser does not support raises `UnsupportedRequestError`."""
         with self._working() as provider:
             for voice in self.unsupported_voices or skip("unsupported_voices"):
                 call = self._start(self._method, partial(self._speak, provider, voice))
                 call.check_unsupported("one of `unsupported_voices`")
 
     def test_extra_of_other_vendors_is_ignored(self) -> None:
-        """What `extra` holds for another vendor changes nothing."""
+        """Data of another vendor in `extra` is ignored."""
         voice = replace(self.voice, extra=FOREIGN)
         with self._working() as provider:
             audio = self._call(
@@ -147,7 +147,7 @@ class _SlowText(Iterator[str]):
             raise
 
     def read(self, audio: Iterable[bytes]) -> list[bytes]:
-        """Read the audio of this text, and remember whether the text has been read by then."""
+        """Read the audio of this text, and record whether the text had been read at its end."""
         pieces = list(audio)
         self.was_read = self._has_ended
         self._audio_has_ended.set()

@@ -14,6 +14,7 @@ from resilience import (
     CircuitBreakerConfig,
     CircuitOpenError,
     FallbackConfig,
+    FallbackGroup,
     Outcome,
     State,
     llm,
@@ -179,7 +180,24 @@ class Recorder:
         return [(attempt.provider, attempt.outcome) for attempt in self.attempts]
 
 
-# ---- providers that are functions
+Function = Callable[[], str]
+"""A provider that is itself the function to call."""
+
+
+def call(provider: Function) -> str:
+    """Call a provider that is a function."""
+    return provider()
+
+
+def grouped(*providers: Function, config: FallbackConfig | None = None) -> FallbackGroup[Function]:
+    """Make a group of functions, named 0, 1 and so on."""
+    group = FallbackGroup(providers[0], "0", config)
+    for number, provider in enumerate(providers[1:], start=1):
+        group.add_fallback(str(number), provider)
+    return group
+
+
+# ---- providers
 
 
 class Model(llm.Provider):

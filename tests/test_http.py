@@ -17,16 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typing_extensions import override
 
-from resilience import (
-    AllFailedError,
-    CircuitBreaker,
-    CircuitBreakerConfig,
-    FallbackConfig,
-    FallbackGroup,
-    State,
-    http,
-)
-from resilience.testing import ManualClock
+from helpers import REQUEST, Recorder, fail
+from resilience import AllFailedError, LLMFallback, State, http
+from resilience.testing import FakeLLM, ManualClock, StatusError
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
@@ -824,64 +817,94 @@ def test_an_interrupt_is_not_swallowed() -> None:
         http.is_provider_fault(Interrupted())
 
 
-def test_a_breaker_obeys_the_provider() -> None:
-    """A breaker that is given both functions ignores client errors and stays away when asked."""
-    clock = ManualClock()
-    breaker = CircuitBreaker(
-        CircuitBreakerConfig(
-            max_failures=2,
-            reset_timeout=10.0,
-            failure_on=http.is_provider_fault,
-            retry_after=http.retry_after,
-            clock=clock,
-        )
-    )
-
-    def fail(error: Exception) -> None:
-        raise error
-
-    for _ in range(5):
-        with pytest.raises(ShapedError):
-            breaker.execute(fail, ShapedError(status_code=400))
-    after_client_errors = breaker.state
-    with pytest.raises(ShapedError):
-        breaker.execute(fail, with_headers({"retry-after": "60"}))
-    clock.advance(59.0)
-    before_the_time = breaker.state
-    clock.advance(1.0)
-
-    assert after_client_errors is State.CLOSED
-    assert before_the_time is State.OPEN
-    assert breaker.state is State.HALF_OPEN
+# ---- a group with the predicates that the docs recommend
 
 
-def test_a_group_moves_on_when_another_may_succeed() -> None:
-    """A group that is given both predicates tries the next provider unless the request is wrong."""
-    config = FallbackConfig(
-        circuit_breaker=CircuitBreakerConfig(
-            max_failures=1, failure_on=http.is_provider_fault, retry_after=http.retry_after
-        ),
+def models(
+    primary: FakeLLM, *, max_failures: int = 5, reset_timeout: float = 5.0
+) -> tuple[LLMFallback, FakeLLM, ManualClock]:
+    """Return two models under the policy that the docs recommend, the backup, and the clock."""
+    recorder = Recorder(
+        breaker={
+            "failure_on": http.is_provider_fault,
+            "retry_after": http.retry_after,
+            "max_failures": max_failures,
+            "reset_timeout": reset_timeout,
+        },
         fallback_on=http.may_succeed_elsewhere,
     )
+    group, backup = LLMFallback(primary, "primary", recorder.config), FakeLLM("backup")
+    group.add_fallback("backup", backup)
+    return group, backup, recorder.clock
 
-    def ask(status: int) -> tuple[str, State]:
-        def fail_first(provider: str) -> str:
-            if provider == "first":
-                raise ShapedError(status_code=status)
-            return provider
 
-        group = FallbackGroup("first", "first", config)
-        group.add_fallback("second", "second")
-        try:
-            answer = group.execute(fail_first)
-        except ShapedError:
-            answer = "refused"
-        return answer, group.breakers["first"].state
+@pytest.mark.parametrize("status", [400, 405, 415, 422])
+def test_a_bad_request_reaches_the_caller_at_once(status: int) -> None:
+    """A wrong request never counts and never fails over."""
+    group, backup, _ = models(FakeLLM(StatusError(status)))
 
-    assert ask(400) == ("refused", State.CLOSED)
-    assert ask(404) == ("second", State.CLOSED)
-    assert ask(401) == ("second", State.OPEN)
-    assert ask(503) == ("second", State.OPEN)
+    for _ in range(20):
+        with pytest.raises(StatusError):
+            group.complete(REQUEST)
+
+    assert [breaker.state for breaker in group.breakers.values()] == [State.CLOSED] * 2
+    assert backup.requests == []
+
+
+@pytest.mark.parametrize(
+    ("status", "state"), [(404, State.CLOSED), (401, State.OPEN), (503, State.OPEN)]
+)
+def test_another_model_is_tried(status: int, state: State) -> None:
+    """The next model answers; only a provider's own fault counts."""
+    group, _, _ = models(FakeLLM(StatusError(status)), max_failures=1)
+
+    assert group.complete(REQUEST).content == "backup"
+    assert group.breakers["primary"].state is state
+
+
+def test_one_429_opens_only_that_breaker_for_that_long() -> None:
+    """A provider that answers `retry-after: 20` is skipped for 20 seconds, and no other is."""
+    primary = FakeLLM(StatusError(429, retry_after=20), "back")
+    group, _, clock = models(primary)
+
+    assert group.complete(REQUEST).content == "backup"
+    assert [str(breaker.state) for breaker in group.breakers.values()] == ["open", "closed"]
+
+    clock.advance(19.9)
+    assert group.complete(REQUEST).content == "backup"
+    assert len(primary.requests) == 1
+
+    clock.advance(0.1)
+    assert group.complete(REQUEST).content == "back"
+
+
+def test_nothing_shortens_the_wait() -> None:
+    """Neither token counts nor late results of earlier calls end the open period earlier."""
+    primary = FakeLLM(["early", "late"], StatusError(429, retry_after=20), "back")
+    group, _, clock = models(primary)
+    early = group.stream_completion(REQUEST)
+
+    assert group.complete(REQUEST).content == "backup"
+    list(early)
+    group.count_tokens(REQUEST.messages)
+    clock.advance(19.0)
+    fail(group.breakers["backup"], StatusError(429, retry_after=60))
+
+    assert group.breakers["primary"].state is State.OPEN
+    with pytest.raises(AllFailedError) as caught:
+        group.complete(REQUEST)
+    assert caught.value.retry_after == pytest.approx(1.0)
+
+
+def test_the_wait_is_never_less_than_the_reset_timeout() -> None:
+    """A provider that asks for less than `reset_timeout` is skipped for `reset_timeout`."""
+    primary = FakeLLM(StatusError(429, retry_after=1), "back")
+    group, _, clock = models(primary, reset_timeout=30.0)
+    group.complete(REQUEST)
+
+    clock.advance(29.9)
+
+    assert group.breakers["primary"].state is State.OPEN
 
 
 # ---- anything at all

@@ -7,6 +7,7 @@ from typing import Any, cast
 import pytest
 from typing_extensions import override
 
+from helpers import call, fail, grouped, refuse
 from resilience import (
     AllFailedError,
     CircuitBreaker,
@@ -68,12 +69,6 @@ def breaker_with(clock: ManualClock, **settings: Any) -> CircuitBreaker:  # noqa
     )
 
 
-def fail(breaker: CircuitBreaker, error: Exception) -> None:
-    """Make a call that raises."""
-    with pytest.raises(type(error)), breaker.guard():
-        raise error
-
-
 def extra(record: logging.LogRecord) -> dict[str, object]:
     """Return the extra fields of a record."""
     return {key: value for key, value in vars(record).items() if key not in ORDINARY}
@@ -90,9 +85,9 @@ class TestBreaker:
     def test_levels(self, clock: ManualClock, caplog: pytest.LogCaptureFixture) -> None:
         """WARNING when it opens or re-opens, INFO when it probes, closes or is reset."""
         breaker = breaker_with(clock)
-        fail(breaker, ConnectionError())
+        fail(breaker)
         clock.advance(30)
-        fail(breaker, ConnectionError())
+        fail(breaker)
         clock.advance(30)
         breaker.execute(str)
         breaker.reset()
@@ -187,10 +182,8 @@ class TestBreaker:
         changes: list[StateChange] = []
         breaker = breaker_with(clock, on_state_change=changes.append)
 
-        with pytest.raises(type(error)) as raised, breaker.guard():
-            raise error
+        fail(breaker, error)
 
-        assert raised.value is error
         assert len(changes) == 1
         assert extra(caplog.records[0])["resilience_error"] == type(error).__name__
 
@@ -331,3 +324,20 @@ class TestGroup:
             "resilience_error": "ConnectionError",
         }
         assert extra(caplog.records[2]) == {"resilience_provider": "primary"}
+
+    def test_constant_texts(self, caplog: pytest.LogCaptureFixture) -> None:
+        """The texts are constant, with lazy arguments."""
+        config = FallbackConfig(
+            circuit_breaker=CircuitBreakerConfig(max_failures=1), on_attempt=refuse
+        )
+        group = grouped(refuse, str, config=config)
+
+        for _ in range(2):
+            group.execute(call)
+
+        assert {record.msg for record in caplog.records} == {
+            "circuit %s is %s",
+            "provider %s failed with %s",
+            "provider %s is skipped",
+            "%s raised %s at %s:%d",
+        }

@@ -1,26 +1,29 @@
-"""What reports of attempts, answers and representations say about who served a call."""
+"""Reports of attempts, and how answers and representations name the provider."""
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 from unittest.mock import Mock
 
 import pytest
 
+from helpers import REQUEST, Recorder, call, grouped, refuse
 from resilience import (
     AllFailedError,
     Attempt,
     CircuitBreakerConfig,
+    CircuitOpenError,
     FallbackConfig,
     FallbackGroup,
     LLMFallback,
+    Outcome,
     STTFallback,
     TTSFallback,
     llm,
     stt,
     tts,
 )
-from resilience.testing import FakeLLM, FakeSession, FakeSTT, FakeTTS, ManualClock
+from resilience.testing import Delay, FakeLLM, FakeSession, FakeSTT, FakeTTS, ManualClock
 
 
 def test_reports_name_the_operation() -> None:
@@ -177,3 +180,63 @@ class TestSubclassesOfAnswers:
         group = LLMFallback(model, "named")
 
         assert group.complete(llm.CompletionRequest(messages=())) is answer
+
+
+def test_outcomes_and_durations() -> None:
+    """Each attempt is reported with its outcome and its duration by the breaker's clock."""
+    recorder = Recorder(breaker={"failure_on": ConnectionError})
+    clock = recorder.clock
+    failing = FakeLLM([Delay(2.0), ConnectionError()], clock=clock)
+    models = LLMFallback(failing, "failing", recorder.config)
+    models.add_fallback("ignored", FakeLLM(ValueError()))
+    models.add_fallback("good", FakeLLM([Delay(0.5), "ok"], clock=clock))
+
+    models.complete(REQUEST)
+    models.complete(REQUEST)
+
+    assert [(each.provider, str(each.outcome), each.duration) for each in recorder.attempts] == [
+        ("failing", "failed", 2.0),
+        ("ignored", "ignored", 0.0),
+        ("good", "succeeded", 0.5),
+        ("failing", "skipped", 0.0),
+        ("ignored", "ignored", 0.0),
+        ("good", "succeeded", 0.5),
+    ]
+    assert isinstance(recorder.attempts[0].error, ConnectionError)
+    assert isinstance(recorder.attempts[3].error, CircuitOpenError)
+    assert recorder.attempts[2].error is None
+
+
+def test_a_listener_that_raises(caplog: pytest.LogCaptureFixture) -> None:
+    """It is logged, and the call goes on."""
+
+    def listener(_attempt: Attempt) -> None:
+        raise ZeroDivisionError
+
+    config = FallbackConfig(on_attempt=listener)
+
+    assert grouped(refuse, lambda: "1", config=config).execute(call) == "1"
+    assert caplog.text.count("on_attempt raised ZeroDivisionError") == 2
+
+
+def test_an_exhausted_stream_has_succeeded_before_it_is_closed() -> None:
+    """An exhausted stream has succeeded before its provider's `close()` is called."""
+    recorder = Recorder()
+    seen: list[list[Outcome]] = []
+
+    def close() -> NoReturn:
+        seen.append([attempt.outcome for attempt in recorder.attempts])
+        raise KeyboardInterrupt
+
+    class Owner:
+        def __init__(self) -> None:
+            self.close = close
+
+        def __iter__(self) -> Iterator[str]:
+            return iter("a")
+
+    stream = FallbackGroup(Owner(), "0", recorder.config).stream(lambda owner: owner)
+    with pytest.raises(KeyboardInterrupt):
+        list(stream)
+
+    assert seen == [[Outcome.SUCCEEDED]]

@@ -5,7 +5,7 @@ import gc
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from typing import NoReturn
 
@@ -617,3 +617,28 @@ def test_a_stream_is_not_made_from_an_iterable() -> None:
     """What `itertools.chain` offers for that is refused."""
     with pytest.raises(TypeError, match="only opened by a group"):
         Stream.from_iterable([[1], [2]])
+
+
+@pytest.mark.parametrize("items", [["a"], ["a", ConnectionError()]])
+def test_an_ended_stream_is_closed_at_once(items: Sequence[str | BaseException]) -> None:
+    """It is closed at its end or its error, although the stream is still referenced."""
+    provider = Recorded(lazy(*items))
+    stream = Served(provider).stream()
+
+    with contextlib.suppress(ConnectionError):
+        list(stream)
+
+    assert provider.closings() == [1]
+    del stream
+
+
+def test_a_stream_without_an_item_is_closed_before_the_next_call() -> None:
+    """A stream without an item is closed before the next provider is called."""
+    silent = FakeLLM([])
+    closings: list[int] = []
+    group = LLMFallback(silent, "0")
+    group.add_fallback("1", FakeLLM([lambda: closings.append(silent.streams[0].closed), "b"]))
+
+    list(group.stream_completion(REQUEST))
+
+    assert closings == [1]

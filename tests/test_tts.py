@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from typing_extensions import override
 
 from builds import Freed
+from helpers import Synthesiser
 from resilience import (
     AllFailedError,
     Attempt,
@@ -853,3 +854,34 @@ class TestVoice:
 
         assert stream.provider == "outer"
         assert stream.voice is own
+
+
+@pytest.mark.parametrize("error", [None, ConnectionError()])
+def test_an_ended_provider_gets_no_more_text(error: Exception | None) -> None:
+    """After the end or an error of the audio its provider gets no more fragments."""
+    readers: list[Iterator[str]] = []
+
+    def speak(text: Iterable[str]) -> Iterator[bytes]:
+        readers.append(iter(text))
+        yield next(readers[0]).encode()
+        if error is not None:
+            raise error
+
+    stream = TTSFallback(Synthesiser(speak), "0").synthesize_stream(iter(["one", "two"]), VOICE)
+    with contextlib.suppress(ConnectionError):
+        list(stream)
+
+    assert list(readers[0]) == []
+    del stream
+
+
+def test_voices_that_are_not_mapped() -> None:
+    """A voice that is not mapped is passed on whole, each time."""
+    provider = FakeTTS()
+    group = TTSFallback(provider, "0", voices={"other": tts.VoiceProfile(id="own")})
+    another = tts.VoiceProfile(id="another")
+
+    for voice in (VOICE, another):
+        list(group.synthesize_stream(["a"], voice))
+
+    assert provider.voices == [VOICE, another]

@@ -47,7 +47,7 @@ ROOT_EXPORTS = [
     "execute_with_result",
 ]
 MECHANISM = {"_breaker", "_failover", "_fork", "_log", "_news", "_settings", "redis"}
-PUBLIC_MODULES = ["exceptions", "http", "llm", "redis", "stt", "testing", "tts"]
+PUBLIC_MODULES = ["aio", "exceptions", "http", "llm", "redis", "stt", "testing", "tts"]
 
 
 def public_objects() -> Iterator[tuple[str, object]]:

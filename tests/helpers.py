@@ -17,6 +17,7 @@ from resilience import (
     FallbackGroup,
     Outcome,
     State,
+    TTSFallback,
     llm,
     stt,
     tts,
@@ -32,7 +33,7 @@ LIMIT = 60.0
 """A time limit of an attempt, in seconds, that no call exceeds."""
 
 REQUEST = llm.CompletionRequest(messages=(llm.Message(role="user", content="Hello?"),))
-VOICE = tts.VoiceProfile(id="any")
+VOICE = tts.VoiceProfile(id="asked")
 
 each_limit = pytest.mark.parametrize("limit", [None, LIMIT], ids=["no limit", "limit"])
 
@@ -238,6 +239,19 @@ class Synthesiser(tts.Provider):
     @override
     def clone_voice(self, samples: Sequence[bytes]) -> tts.VoiceProfile:
         raise NotImplementedError
+
+
+def speakers(*providers: tts.Provider) -> TTSFallback:
+    """Make a group of synthesisers, named 0, 1 and so on, whose breakers open at once."""
+    group = TTSFallback(providers[0], "0", Recorder().config)
+    for number, provider in enumerate(providers[1:], start=1):
+        group.add_fallback(str(number), provider)
+    return group
+
+
+def spoken(group: TTSFallback, text: Iterable[str]) -> str:
+    """Return the text that the audio of a `FakeTTS` contains."""
+    return b"".join(group.synthesize_stream(text, VOICE)).decode()
 
 
 class Recogniser(stt.Provider):

@@ -52,10 +52,11 @@ class Gate:
         self._reached = threading.Event()
         self._open = threading.Event()
 
-    def __call__(self) -> None:
-        """Wait at the gate; in a thread."""
+    def __call__(self) -> bool:
+        """Wait at the gate, and return False; in a thread."""
         self._reached.set()
         assert self._open.wait(LIMIT)
+        return False
 
     async def reached(self) -> None:
         """Wait until a thread waits at the gate; in a task."""

@@ -76,7 +76,7 @@ class TestCall:
         with pytest.raises(RuntimeError, match="StopIteration") as caught:
             run(loop, aio.call(next, nothing))
         with pytest.raises(RuntimeError, match="StopIteration"):
-            run(loop, aio.stream(next, nothing).__anext__())
+            run(loop, aio.stream(lambda: next(nothing)).__anext__())
 
         assert isinstance(caught.value.__cause__, StopIteration)
 
@@ -105,33 +105,6 @@ class TestCall:
     def test_cancelled_at_each_await(self, loop: str) -> None:
         """A call can be cancelled wherever it waits."""
         assert list(cancelled_at_each_await(loop, lambda: aio.call(int)))
-
-    def test_without_a_thread(self, loop: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        """If no thread can be started, everything raises, and nothing hangs."""
-
-        def fail(_: threading.Thread) -> None:
-            msg = "can't start new thread"
-            raise RuntimeError(msg)
-
-        async def main() -> None:
-            gate = Gate()
-            source = Source(gate=gate)
-            busy = aio.stream(source.open)
-            assert await anext(busy) == 1
-            await gate.reached()
-            with monkeypatch.context() as patch:
-                patch.setattr(threading.Thread, "start", fail)
-                await busy.aclose()
-                assert source.closed == 0
-                stream = aio.stream(Source().open)
-                for failing in (aio.call(int), anext(stream), aio.session(int).__aenter__()):
-                    with pytest.raises(RuntimeError, match="can't start"):
-                        await failing
-                assert await anext(stream, "end") == "end"
-                await stream.aclose()
-            gate.open()
-
-        run(loop, main())
 
 
 @LOOPS

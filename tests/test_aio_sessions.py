@@ -1,15 +1,8 @@
-"""Sessions in asyncio applications, and what is left when a block, a loop or a process ends."""
+"""Sessions in asyncio applications: opened, used and closed on threads."""
 
-import asyncio
-import gc
-import subprocess
-import sys
 import threading
-import weakref
 from collections.abc import Callable, Iterator
-from contextlib import aclosing, suppress
-from pathlib import Path
-from textwrap import dedent
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -126,7 +119,7 @@ class TestSession:
                 stream = session.stream(lambda _: source.open())
                 assert await anext(stream) == 1
                 for _ in range(3):
-                    async with session.stream(lambda _: ()) as ended:
+                    async with session.stream(lambda _: range(0)) as ended:
                         assert [item async for item in ended] == []
                 assert len(session._readers) == 2
                 return stream
@@ -146,7 +139,7 @@ class TestSession:
 
         async def scenario() -> None:
             async with aio.session(opened) as session:
-                assert await session.call(next) == 1
+                assert await session.call(Source.__next__) == 1
                 assert [item async for item in session.stream(lambda _: range(2))] == [0, 1]
 
         places = 0
@@ -193,7 +186,7 @@ class TestSession:
         async def main() -> None:
             async with aio.session(source.open) as session:
                 await cancel(session.call(lambda _: gate()), gate)
-                assert await session.call(next) == 1
+                assert await session.call(Source.__next__) == 1
 
         run(loop, main())
         gate.open()
@@ -209,202 +202,3 @@ class TestSession:
         held.clear()
 
         assert source.is_closed.wait(LIMIT)
-
-
-@LOOPS
-class TestEndOfStream:
-    """Each way to leave a stream closes it."""
-
-    @pytest.mark.parametrize("leave", ["break", "aclosing", "aclose"])
-    def test_left_early(self, loop: str, leave: str) -> None:
-        """It is closed, also if nobody closes it."""
-        source = Source()
-
-        async def read(stream: aio.Stream[int]) -> None:
-            async for _ in stream:
-                break
-
-        async def main() -> None:
-            if leave == "break":
-                await read(aio.stream(source.open))
-            elif leave == "aclosing":
-                async with aclosing(aio.stream(source.open)) as stream:
-                    await read(stream)
-            else:
-                stream = aio.stream(source.open)
-                await read(stream)
-                await stream.aclose()
-                await stream.aclose()
-
-        run(loop, main())
-
-        assert source.is_closed.wait(LIMIT)
-
-    def test_never_read(self, loop: str) -> None:
-        """A stream that is not read opens nothing, and a closed one is at its end."""
-        source = Source()
-
-        async def main() -> None:
-            stream = aio.stream(source.open)
-            await stream.aclose()
-            assert [item async for item in stream] == []
-            async with stream:
-                pass
-
-        run(loop, main())
-
-        assert source.threads == []
-        incomplete: list[Any] = [aio.Stream, aio.Session]
-        for cls in incomplete:
-            with pytest.raises(TypeError):
-                cls()
-
-    @pytest.mark.parametrize("is_silent", [False, True])
-    def test_dropped_without_a_loop(self, loop: str, *, is_silent: bool) -> None:
-        """A thread that waits for the application or the provider does not wait for ever."""
-        gate = Gate()
-        source = Source(gate=gate if is_silent else int)
-
-        held: list[object] = [aio.stream(source.open)]
-        held.append(held)  # so that only the garbage collector finds it
-        run(loop, held[0].__anext__())  # type: ignore[attr-defined]
-        if is_silent:
-            asyncio.run(gate.reached())
-        assert source.closed == 0
-        del held
-        gc.collect()
-
-        assert source.is_closed.wait(LIMIT)
-        gate.open()
-
-    def test_the_loop_is_closed(self, loop: str) -> None:
-        """A thread that waits for its provider closes the stream when it is back."""
-        gate = Gate()
-        source = Source(gate=gate)
-        stream = aio.stream(source.open)
-
-        assert run(loop, stream.__anext__()) == 1
-        asyncio.run(gate.reached())
-        gate.open()
-
-        assert source.closed == 1
-        assert source.returned == 2
-        stream.close()
-
-    def test_an_error_of_close(self, loop: str) -> None:
-        """`aclose` raises it, once; an error of a provider that was closed is discarded."""
-
-        def source() -> Iterator[int]:
-            try:
-                yield from range(1000)
-            finally:
-                raise ConnectionError
-
-        async def main() -> None:
-            stream = aio.stream(source)
-            assert await anext(stream) == 0
-            with pytest.raises(ConnectionError):
-                await stream.aclose()
-            await stream.aclose()
-
-        run(loop, main())
-
-    def test_an_error_after_closing(self, loop: str) -> None:
-        """What a busy provider raises because it is closed, and when it is, is discarded."""
-        gate = Gate()
-
-        def fail() -> None:
-            raise ConnectionError
-
-        async def main() -> None:
-            async with aio.stream(
-                Source(gate=lambda: gate() or fail(), closing=fail).open
-            ) as stream:
-                assert await anext(stream) == 1
-                await gate.reached()
-            gate.open()
-            assert await anext(stream, "end") == "end"
-
-        run(loop, main())
-
-
-def test_discarded_errors_are_freed() -> None:
-    """An error that nobody gets refers to a request, and is freed without the garbage collector."""
-    errors: list[weakref.ref[Exception]] = []
-
-    class FailureError(Exception):
-        """Unlike a built-in exception it can be weakly referenced."""
-
-    def fail(gate: Gate) -> None:
-        gate()
-        error = FailureError()
-        errors.append(weakref.ref(error))
-        try:
-            raise error
-        finally:
-            del error
-
-    def source() -> Iterator[int]:
-        yield 1
-        fail(ahead)
-
-    async def main() -> aio.Stream[int]:
-        stream = aio.stream(source)
-        await stream.__aenter__()
-        await ahead.reached()
-        ahead.open()
-        await cancel(aio.call(fail, gate), gate)
-        gate.open()
-        stream.close()
-        return stream
-
-    gate, ahead = Gate(), Gate()
-    gc.disable()
-    try:
-        held = asyncio.run(main())
-        assert [error() for error in errors] == [None, None]
-    finally:
-        gc.enable()
-    held.close()
-
-
-def test_hung_providers_keep_nothing_from_ending() -> None:
-    """`asyncio.run` and the interpreter end, whatever the threads are doing."""
-    program = """
-        import asyncio, threading
-        from resilience import aio
-
-        class Slow:
-            def __iter__(self): return self
-            def __next__(self): hang()
-
-        def hang():
-            entered.release()
-            threading.Event().wait()
-
-        entered = threading.Semaphore(0)
-        unread, slow = aio.stream(range, 1000), aio.stream(Slow)
-        async def main():
-            tasks = [asyncio.create_task(coroutine) for coroutine in (
-                aio.call(hang), aio.session(hang).__aenter__(), aio.stream(hang).__aenter__(),
-                slow.__anext__(),
-            )]
-            await anext(unread)
-            for _ in tasks:
-                await asyncio.to_thread(entered.acquire)
-            await slow.__aenter__()
-        asyncio.run(main())
-        print("ended")
-    """
-
-    source = str(Path(aio.__file__).parents[1])
-    done = subprocess.run(  # noqa: S603
-        [sys.executable, "-W", "error", "-c", dedent(program)],
-        env={"PYTHONPATH": source},
-        capture_output=True,
-        text=True,
-        timeout=LIMIT,
-        check=False,
-    )
-
-    assert (done.returncode, done.stdout, done.stderr) == (0, "ended\n", "")

@@ -148,9 +148,9 @@ def test_no_cycles() -> None:
     assert set(order) == set(MODULES)
 
 
-@pytest.mark.parametrize("name", ["llm", "stt", "tts", "http", "exceptions"])
+@pytest.mark.parametrize("name", ["llm", "stt", "tts", "http", "aio", "exceptions"])
 def test_contracts_import_nothing_but_exceptions(name: str) -> None:
-    """Contracts and `http` import nothing of ours but `exceptions`, which imports nothing."""
+    """These import nothing of ours but `exceptions`, which imports nothing."""
     assert imports_of(name) <= {"exceptions"} - {name}
 
 

@@ -17,7 +17,7 @@ MODULES = [
     "resilience",
     *(
         f"resilience.{name}"
-        for name in ("exceptions", "http", "llm", "redis", "stt", "testing", "tts")
+        for name in ("aio", "exceptions", "http", "llm", "redis", "stt", "testing", "tts")
     ),
 ]
 

@@ -77,7 +77,7 @@ async def test_a_session() -> None:
         async with aio.session(line.open) as session:
             finals = session.stream(lambda _: transcripts.open())
             assert await anext(finals) == 1
-            assert await session.call(next) == 1
+            assert await session.call(Source.__next__) == 1
             scope.cancel()
 
     assert scope.cancelled_caught

@@ -269,6 +269,27 @@ def test_a_silent_model_delays_nothing(
     assert keeper.outcomes == [Outcome.SUCCEEDED]
 
 
+def test_no_provider_can_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FastAPI's response is a 503, since the stream is opened before the response begins."""
+    model = LLMFallback(FakeLLM(ConnectionError()), "down")
+    monkeypatch.setitem(recipe("fastapi"), "model", model)
+
+    with under_uvicorn(fastapi_application()) as port, asking(port) as connection:
+        received = read_until(connection, b"just now")
+
+    assert received.startswith(b"HTTP/1.1 503")
+
+
+def test_a_response_that_is_never_sent() -> None:
+    """Django closes it, for instance if the request was a HEAD; the model's stream is closed."""
+    fake = FakeLLM("Water from clouds.")
+    stream = LLMFallback(fake, "north").stream_completion(llm.CompletionRequest(messages=()))
+
+    recipe("django")["AsyncEvents"](stream).close()
+
+    assert fake.streams[0].closed == 1
+
+
 @on_all
 def test_a_client_that_stays_receives_everything(
     application: Callable[[], Any], serve: Serve, package: str, monkeypatch: pytest.MonkeyPatch

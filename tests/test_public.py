@@ -47,7 +47,11 @@ ROOT_EXPORTS = [
     "execute_with_result",
 ]
 MECHANISM = {"_breaker", "_failover", "_fork", "_log", "_news", "_settings", "redis"}
-PUBLIC_MODULES = ["aio", "exceptions", "http", "llm", "redis", "stt", "testing", "tts"]
+PUBLIC_MODULES = [
+    *("aio", "exceptions", "http", "llm"),
+    *("providers", "providers.deepgram", "providers.elevenlabs", "providers.openai"),
+    *("redis", "stt", "testing", "tts"),
+]
 
 
 def public_objects() -> Iterator[tuple[str, object]]:
@@ -158,6 +162,14 @@ def test_contracts_import_nothing_but_exceptions(name: str) -> None:
 def test_fakes_import_the_contracts(name: str) -> None:
     """`testing` imports only the contracts and `exceptions`, besides its own parts."""
     others = {other for other in imports_of(name) if not other.startswith("testing.")}
+
+    assert others <= {"exceptions", "llm", "stt", "tts"}
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name.startswith("providers")])
+def test_ready_made_providers_import_the_contracts(name: str) -> None:
+    """`providers` imports only contracts and exceptions, besides its own parts."""
+    others = {other for other in imports_of(name) if not other.startswith("providers.")}
 
     assert others <= {"exceptions", "llm", "stt", "tts"}
 

@@ -19,6 +19,7 @@ MODULES = [
         f"resilience.{name}"
         for name in ("aio", "exceptions", "http", "llm", "redis", "stt", "testing", "tts")
     ),
+    *(f"resilience.providers.{name}" for name in ("deepgram", "elevenlabs", "openai")),
 ]
 
 

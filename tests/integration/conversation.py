@@ -73,9 +73,10 @@ class Assistant:
         ears: tuple[stt.Provider, stt.Provider] = HEALTHY_EARS,
         model: tuple[llm.Provider, llm.Provider],
         voice: tuple[tts.Provider, tts.Provider] = HEALTHY_VOICES,
+        own_voice: tts.VoiceProfile = VOICES["slt"],
         attempt_timeout: Mapping[str, float] = MappingProxyType({}),
     ) -> None:
-        """Put each pair behind one object; the timeouts, by kind, are those of the primaries."""
+        """Put each pair behind one object; voice and timeouts, by kind, are the primaries'."""
         self.attempts: dict[str, list[tuple[str, Outcome]]] = {"stt": [], "llm": [], "tts": []}
 
         def config(kind: str) -> FallbackConfig:
@@ -100,7 +101,11 @@ class Assistant:
         )
         self.llm.add_fallback("backup", model[1])
         self.tts = TTSFallback(
-            voice[0], "primary", config("tts"), attempt_timeout=attempt_timeout.get("tts")
+            voice[0],
+            "primary",
+            config("tts"),
+            voices={"slt": own_voice},
+            attempt_timeout=attempt_timeout.get("tts"),
         )
         self.tts.add_fallback("backup", voice[1], voices={"slt": VOICES["rms"]})
 
@@ -130,6 +135,7 @@ class Assistant:
             for start in range(0, len(audio), PIECE):
                 session.send_audio(audio[start : start + PIECE])
             session.send_audio(SILENCE)
+            session.finish()
             return next(session.finals()).text
 
     def _answer(self, words: str, *, streaming: bool) -> tuple[str, bytes]:

@@ -190,11 +190,17 @@ class _Handler(BaseHTTPRequestHandler):
             self._frame(8, struct.pack(">H", 1000))
         while (frame := self._read_frame())[0] != 8:  # a close frame
             audio += frame[1] if frame[0] == 2 else b""  # a binary one
-            if frame[0] == 2 and not any(frame[1]) and fault not in SILENCES | {Fault.EMPTY}:
+            if fault in SILENCES | {Fault.EMPTY}:
+                continue
+            if frame[0] == 2 and not any(frame[1]):
                 if fault in IN_THE_MIDDLE:
                     return
                 self._frame(1, _results(recognise(audio)))
                 audio = b""
+            elif frame[0] == 1 and json.loads(frame[1]) == {"type": "CloseStream"}:
+                self._frame(8, struct.pack(">H", 1000))
+                self._read_frame()
+                return
         self._frame(8, frame[1])
 
     def _read_frame(self) -> tuple[int, bytes]:
@@ -246,8 +252,12 @@ def _reply(path: str, query: dict[str, list[str]], request: dict[str, Any]) -> R
         return _openai_stream(request) if request.get("stream") else _openai(request)
     if path == "/v1/messages":
         return _anthropic_stream(request) if request.get("stream") else _anthropic(request)
-    voice = query["model"][0] if path == "/v1/speak" else path.split("/")[3]  # Deepgram, ElevenLabs
-    audio = speak(request["text"], voice)
+    if path == "/v1/audio/speech":
+        audio = speak(request["input"], request["voice"])
+    elif path == "/v1/speak":  # Deepgram, whose voices are named flite-slt-en
+        audio = speak(request["text"], query["model"][0].split("-")[1])
+    else:  # ElevenLabs
+        audio = speak(request["text"], path.split("/")[3])
     pieces = [audio[at : at + PIECE] for at in range(0, len(audio), PIECE)]
     return Reply(kind="audio/pcm", pieces=tuple(pieces))
 

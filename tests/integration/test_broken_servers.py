@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
-from itertools import product
 
 import pytest
 
@@ -17,13 +16,8 @@ from integration.conversation import (
 from integration.programs import Flite, Pocketsphinx
 from integration.servers import IN_THE_MIDDLE, SILENCES, Fault, Server, serve
 from integration.speech import answer_of, speak
-from integration.vendors import (
-    AnthropicModel,
-    DeepgramEars,
-    DeepgramVoices,
-    ElevenLabsVoices,
-    OpenAIModel,
-)
+from integration.speech_vendors import SPEAKERS, MakeSpeaker, deepgram_recogniser
+from integration.vendors import AnthropicModel, OpenAIModel
 
 PATIENCE = 30.0  # seconds, long enough never to be needed
 IMPATIENCE = 0.4  # seconds, for a server that never says anything
@@ -33,10 +27,11 @@ FAULTS = [fault for fault in Fault if fault is not Fault.NONE]
 EARLY = [fault for fault in FAULTS if fault not in IN_THE_MIDDLE]
 LATE = [fault for fault in FAULTS if fault in IN_THE_MIDDLE]
 HANDSHAKE = [fault for fault in FAULTS if fault.value <= Fault.SERVER_ERROR.value]
-SESSION = [fault for fault in FAULTS if fault not in {*HANDSHAKE, Fault.HTML}]
+# An empty session is no fault after `finish()`.
+SESSION = [fault for fault in FAULTS if fault not in {*HANDSHAKE, Fault.HTML, Fault.EMPTY}]
 
 with_each_model = pytest.mark.parametrize("models", [OpenAIModel, AnthropicModel])
-with_each_voice = pytest.mark.parametrize("voices", [ElevenLabsVoices, DeepgramVoices])
+with_each_speaker = pytest.mark.parametrize("make_speaker", SPEAKERS)
 lazy_or_eager = pytest.mark.parametrize("lazy", [True, False], ids=["lazy", "eager"])
 
 
@@ -152,23 +147,21 @@ def test_a_model_that_breaks_off_is_told_once(
     assert assistant.attempts["tts"] == [("primary", CANCELLED), ("primary", SUCCEEDED)]
 
 
-@with_each([fault for fault in EARLY if fault is not Fault.HTML])  # to a client, that is audio
-@lazy_or_eager
-@with_each_voice
+@with_each(EARLY)
+@with_each_speaker
 def test_a_synthesiser_without_audio_loses_no_turn(
     parts: ExitStack,
     primary_model: OpenAIModel,
-    voices: type[ElevenLabsVoices | DeepgramVoices],
+    make_speaker: MakeSpeaker,
     fault: Fault,
-    *,
-    lazy: bool,
 ) -> None:
     """Speech that breaks before its first audio is spoken by the backup, from the beginning."""
     server = parts.enter_context(serve(fault))
-    voice = parts.enter_context(closing(voices(server.address, timeout=patience(fault), lazy=lazy)))
+    speaker = parts.enter_context(make_speaker(server.address, patience(fault)))
     assistant = Assistant(
         model=(primary_model, primary_model),
-        voice=(voice, Flite()),
+        voice=(speaker.provider, Flite()),
+        own_voice=speaker.voice,
     )
 
     turn = assistant.take_turn()
@@ -181,22 +174,20 @@ def test_a_synthesiser_without_audio_loses_no_turn(
 
 
 @with_each(LATE)
-@lazy_or_eager
-@with_each_voice
+@with_each_speaker
 def test_a_synthesiser_that_breaks_off_is_told_once(
     parts: ExitStack,
     primary_model: OpenAIModel,
-    voices: type[ElevenLabsVoices | DeepgramVoices],
+    make_speaker: MakeSpeaker,
     fault: Fault,
-    *,
-    lazy: bool,
 ) -> None:
     """Speech that breaks after its first audio is not spliced; spoken anew, it is the backup's."""
     address = parts.enter_context(serve(fault)).address
-    voice = parts.enter_context(closing(voices(address, timeout=patience(fault), lazy=lazy)))
+    speaker = parts.enter_context(make_speaker(address, patience(fault)))
     assistant = Assistant(
         model=(primary_model, primary_model),
-        voice=(voice, Flite()),
+        voice=(speaker.provider, Flite()),
+        own_voice=speaker.voice,
     )
 
     turn = assistant.take_turn()
@@ -213,7 +204,7 @@ def test_a_recogniser_that_starts_no_session_loses_no_turn(
 ) -> None:
     """A session that cannot be started is started by the backup, and nobody is told."""
     server = parts.enter_context(serve(fault))
-    ears = parts.enter_context(closing(DeepgramEars(server.address, timeout=PATIENCE)))
+    ears = parts.enter_context(deepgram_recogniser(server.address, PATIENCE))
     assistant = Assistant(
         ears=(ears, Pocketsphinx()),
         model=(primary_model, primary_model),
@@ -229,20 +220,13 @@ def test_a_recogniser_that_starts_no_session_loses_no_turn(
     check_requests(server)
 
 
-@pytest.mark.parametrize(
-    ("fault", "lazy"),
-    [
-        *product(SESSION, [True, False]),
-        *((fault, True) for fault in HANDSHAKE if fault not in SILENCES),
-    ],
-    ids=lambda value: value.name.lower() if isinstance(value, Fault) else f"lazy={value}",
-)
+@with_each(SESSION)
 def test_a_recogniser_whose_session_dies_is_told_once(
-    parts: ExitStack, primary_model: OpenAIModel, fault: Fault, *, lazy: bool
+    parts: ExitStack, primary_model: OpenAIModel, fault: Fault
 ) -> None:
     """A session that was started and breaks has failed; the next one is the backup's."""
     address = parts.enter_context(serve(fault)).address
-    ears = parts.enter_context(closing(DeepgramEars(address, timeout=patience(fault), lazy=lazy)))
+    ears = parts.enter_context(deepgram_recogniser(address, patience(fault)))
     assistant = Assistant(
         ears=(ears, Pocketsphinx()),
         model=(primary_model, primary_model),

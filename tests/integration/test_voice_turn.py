@@ -8,35 +8,35 @@ from integration.conversation import SUCCEEDED, Assistant, check_words
 from integration.programs import Flite, Pocketsphinx, PocketsphinxProcess
 from integration.servers import serve
 from integration.speech import answer_of, speak
-from integration.vendors import (
-    AnthropicModel,
-    DeepgramEars,
-    DeepgramVoices,
-    ElevenLabsVoices,
-    OpenAIModel,
-)
+from integration.speech_vendors import SPEAKERS, MakeSpeaker, deepgram_recogniser
+from integration.vendors import AnthropicModel, OpenAIModel
 
 PATIENCE = 30.0
 
 
 @pytest.mark.parametrize("streaming", [True, False], ids=["stream", "whole"])
 @pytest.mark.parametrize("lazy", [True, False], ids=["lazy", "eager"])
-@pytest.mark.parametrize("voices", [ElevenLabsVoices, DeepgramVoices])
+@pytest.mark.parametrize("make_speaker", SPEAKERS)
 @pytest.mark.parametrize("models", [OpenAIModel, AnthropicModel])
 def test_healthy_primaries_serve(
     parts: ExitStack,
     models: type[OpenAIModel | AnthropicModel],
-    voices: type[ElevenLabsVoices | DeepgramVoices],
+    make_speaker: MakeSpeaker,
     *,
     lazy: bool,
     streaming: bool,
 ) -> None:
-    """A turn through the clients of four vendors comes back word for word, byte for byte."""
+    """A turn through the clients of three vendors comes back word for word, byte for byte."""
     address = parts.enter_context(serve()).address
-    ears = parts.enter_context(closing(DeepgramEars(address, timeout=PATIENCE, lazy=lazy)))
+    ears = parts.enter_context(deepgram_recogniser(address, PATIENCE))
     model = parts.enter_context(closing(models(address, "primary", timeout=PATIENCE, lazy=lazy)))
-    voice = parts.enter_context(closing(voices(address, timeout=PATIENCE, lazy=lazy)))
-    assistant = Assistant(ears=(ears, Pocketsphinx()), model=(model, model), voice=(voice, Flite()))
+    speaker = parts.enter_context(make_speaker(address, PATIENCE))
+    assistant = Assistant(
+        ears=(ears, Pocketsphinx()),
+        model=(model, model),
+        voice=(speaker.provider, Flite()),
+        own_voice=speaker.voice,
+    )
 
     turn = assistant.take_turn(streaming=streaming)
 

@@ -1,0 +1,424 @@
+"""Deepgram's recogniser and synthesiser, for the client of `deepgram-sdk` 7."""
+
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from queue import Empty, SimpleQueue
+from threading import Event, Lock, Thread, current_thread
+from time import monotonic
+from typing import Any, Protocol, final
+
+from typing_extensions import override
+
+from resilience import stt, tts
+from resilience.exceptions import UnsupportedRequestError
+from resilience.providers._speech import (
+    check_audio,
+    check_manner,
+    choose_format,
+    own_options,
+    pieces,
+    refuse,
+)
+
+_VENDOR = "deepgram"
+_KEEP_ALIVE = 4.0  # seconds; after ten without a message the server closes the connection
+
+_AUDIO = {"pcm_s16le": "linear16"} | {
+    name: name
+    for name in (
+        *("alaw", "amr-nb", "amr-wb", "flac", "g729", "mulaw", "ogg-opus", "opus", "speex"),
+    )
+}
+_MULTILINGUAL = {"nova-2", "nova-2-general", "nova-3", "nova-3-general", "nova-3-medical"}
+
+_PCM_RATES = (24_000, 8_000, 16_000, 32_000, 48_000)
+_FORMATS: Mapping[str, Mapping[int, Mapping[str, object]]] = {
+    "pcm_s16le": {
+        rate: {"encoding": "linear16", "container": "none", "sample_rate": rate}
+        for rate in _PCM_RATES
+    },
+    **{
+        name: {
+            rate: {"encoding": name, "container": "none", "sample_rate": rate}
+            for rate in (8_000, 16_000)
+        }
+        for name in ("mulaw", "alaw")
+    },
+    "wav": {rate: {"encoding": "linear16", "sample_rate": rate} for rate in _PCM_RATES},
+    "flac": {
+        rate: {"encoding": "flac", "sample_rate": rate}
+        for rate in (48_000, 8_000, 16_000, 22_050, 32_000)
+    },
+    "mp3": {22_050: {"encoding": "mp3"}},
+    "aac": {22_050: {"encoding": "aac"}},
+    "opus": {48_000: {"encoding": "opus"}},
+}
+
+
+class _Client(Protocol):
+    """What is used of `deepgram.DeepgramClient`."""
+
+    @property
+    @abstractmethod
+    def listen(self) -> Any: ...
+
+    @property
+    @abstractmethod
+    def speak(self) -> Any: ...
+
+    @property
+    @abstractmethod
+    def manage(self) -> Any: ...
+
+
+@final
+class DeepgramSTT(stt.Provider):
+    """Speech recognition with Deepgram's models, over one websocket for each session.
+
+    May be used by any number of threads.
+    """
+
+    def __init__(self, client: _Client, model: str, *, timeout: float = 10.0) -> None:
+        """Recognise with a client that the application has made, and closes.
+
+        Args:
+            client: A `deepgram.DeepgramClient`.
+            model: Name of the model, such as "nova-3". The models named "flux" have another
+                interface and are not supported.
+            timeout: Seconds that the server may take where it must say something: between two
+                messages after `finish()`, and in answer to `set_keywords`.
+        """
+        self._client = client
+        self._model = model
+        self._timeout = timeout
+
+    @override
+    def start_stream(self, config: stt.StreamConfig) -> "DeepgramSession":
+        """Start a session; returns when the websocket is open.
+
+        The client waits up to ten seconds for that.
+
+        Args:
+            config: The audio of the session. If it has several channels, each is recognised by
+                itself. `extra["deepgram"]` holds further arguments of the client's
+                `listen.v1.connect`, such as `{"smart_format": "true", "diarize_model": "latest"}`.
+
+        Returns:
+            A session, which the caller closes.
+
+        Raises:
+            UnsupportedRequestError: The model cannot do what the configuration asks for.
+            Exception: The session cannot be started; whatever the client raises.
+        """
+        options = _listen_options(self._model, config)
+        connection = ExitStack()
+        socket = connection.enter_context(self._client.listen.v1.connect(**options))
+        try:
+            return DeepgramSession(socket, connection, self._timeout)
+        except BaseException:
+            connection.close()
+            raise
+
+
+@final
+class DeepgramSession(stt.SessionHandle):
+    """A recognition session over a websocket.
+
+    One thread reads the websocket, another keeps it open while no audio is sent; `close()` ends
+    both. Any number of threads may use a session.
+
+    A final transcript has `ends_utterance` where Deepgram's `speech_final` is true, and for each of
+    its `UtteranceEnd` messages, then without text. `extra["deepgram"]` of a transcript is the
+    message from which it was made. Transcripts that have no text and end nothing are left out.
+    """
+
+    def __init__(self, socket: Any, connection: ExitStack, timeout: float) -> None:
+        """Read from a websocket that is open."""
+        self._socket = socket
+        self._connection = connection
+        self._timeout = timeout
+        self._partials = SimpleQueue[stt.Transcript | None]()
+        self._finals = SimpleQueue[stt.Transcript | None]()
+        self._answers = SimpleQueue[Mapping[str, Any] | None]()
+        self._error: Exception | None = None
+        self._last_message = monotonic()
+        self._finished = Event()
+        self._needs_nothing = Event()  # to be kept open
+        self._configuring = Lock()
+        self._closing = Lock()  # taken once, by the thread that closes
+        self._threads = [
+            Thread(target=work, name=f"resilience-deepgram-{work.__name__}", daemon=True)
+            for work in (self._receive, self._keep_alive)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    @override
+    def send_audio(self, audio: bytes) -> None:
+        self._check()
+        if audio:  # an empty message would end the session
+            self._socket.send_media(audio)
+
+    @override
+    def partials(self) -> Iterator[stt.Transcript]:
+        return self._read(self._partials)
+
+    @override
+    def finals(self) -> Iterator[stt.Transcript]:
+        return self._read(self._finals)
+
+    def finish(self) -> None:
+        """Tell Deepgram that no more audio comes; the transcripts end after the last words.
+
+        Raises:
+            Exception: The session is broken.
+        """
+        self._check()
+        self._last_message = monotonic()
+        self._finished.set()
+        self._needs_nothing.set()
+        self._socket.send_close_stream()
+
+    @override
+    def set_keywords(self, keywords: Sequence[stt.Keyword]) -> None:
+        request = _Json(type="Configure", keyterms=_key_terms(keywords))
+        with self._configuring:  # a second request before the answer would be refused
+            self._socket.send_configure(request)
+            try:
+                answer = self._answers.get(timeout=self._timeout)
+            except Empty:
+                msg = f"{_VENDOR} did not answer to new keywords"
+                raise TimeoutError(msg) from None
+        if answer is None:
+            self._answers.put(None)
+            self._check()
+            msg = f"the session with {_VENDOR} has ended"
+            raise ConnectionError(msg)
+        if answer["type"] == "ConfigureFailure":
+            msg = f"{_VENDOR} refused {keywords=}: {answer.get('description')}"
+            raise UnsupportedRequestError(msg)
+
+    @override
+    def close(self) -> None:
+        if self._closing.acquire(blocking=False):
+            self._needs_nothing.set()
+            self._connection.close()
+            for thread in self._threads:
+                if thread is not current_thread():  # a finalizer may run in any thread
+                    thread.join()
+
+    def _receive(self) -> None:
+        """Distribute the messages until the websocket is closed."""
+        error: Exception | None = None
+        try:
+            for message in self._socket:
+                self._last_message = monotonic()
+                self._distribute(message.dict())
+            if not self._finished.is_set():
+                error = ConnectionError(f"{_VENDOR} closed the session before finish()")
+        except Exception as raised:
+            error = raised
+        if not self._closing.locked():
+            self._error = error
+        self._needs_nothing.set()
+        for queue in (self._partials, self._finals, self._answers):
+            queue.put(None)
+
+    def _distribute(self, message: Mapping[str, Any]) -> None:
+        kind = message.get("type")
+        if kind == "Results":
+            transcript = _transcript(message)
+            if transcript.text or transcript.ends_utterance:
+                (self._finals if transcript.is_final else self._partials).put(transcript)
+        elif kind == "UtteranceEnd":
+            self._finals.put(_end_of_utterance(message))
+        elif kind in {"ConfigureSuccess", "ConfigureFailure"}:
+            self._answers.put(message)
+        elif kind == "Error":
+            msg = f"{_VENDOR} reports an error: {message.get('description')}"
+            raise ConnectionError(msg)
+
+    def _keep_alive(self) -> None:
+        while not self._needs_nothing.wait(_KEEP_ALIVE):
+            with suppress(Exception):  # the other thread reports it
+                self._socket.send_keep_alive()
+
+    def _read(self, queue: SimpleQueue[stt.Transcript | None]) -> Iterator[stt.Transcript]:
+        while (transcript := self._next(queue)) is not None:
+            yield transcript
+        queue.put(None)  # for other readers
+        self._check()
+
+    def _next(self, queue: SimpleQueue[stt.Transcript | None]) -> stt.Transcript | None:
+        while True:
+            try:
+                return queue.get(timeout=self._timeout)
+            except Empty:
+                # Before finish() the silence may be the speaker's.
+                silence = monotonic() - self._last_message
+                if self._finished.is_set() and silence >= self._timeout:
+                    msg = f"{_VENDOR} did not end the session after finish()"
+                    raise TimeoutError(msg) from None
+
+    def _check(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+
+class _Json(dict[str, object]):
+    """A message that the client can send, as it sends its own models."""
+
+    def dict(self) -> "_Json":
+        """Return what the client turns into JSON."""
+        return self
+
+
+def _listen_options(model: str, config: stt.StreamConfig) -> dict[str, Any]:
+    if config.encoding not in _AUDIO:
+        refuse(_VENDOR, "encoding", config.encoding)
+    if config.language is None and model not in _MULTILINGUAL:
+        refuse(f"{_VENDOR} model {model}", "language", None)
+    return {
+        "model": model,
+        "encoding": _AUDIO[config.encoding],
+        "sample_rate": config.sample_rate,
+        "channels": config.channels,
+        "multichannel": "true" if config.channels > 1 else None,
+        "language": config.language or "multi",
+        "interim_results": "true" if config.interim_results else "false",
+        **_keyword_options(model, config.keywords),
+        **own_options(_VENDOR, config.extra),
+    }
+
+
+def _keyword_options(model: str, keywords: Sequence[stt.Keyword]) -> dict[str, list[str]]:
+    if model.startswith("nova-3"):
+        return {"keyterm": _key_terms(keywords)}
+    return {"keywords": [f"{keyword.text}:{keyword.boost:g}" for keyword in keywords]}
+
+
+def _key_terms(keywords: Sequence[stt.Keyword]) -> list[str]:
+    for keyword in keywords:
+        if keyword.boost != 1:
+            refuse(_VENDOR, "boost", keyword.boost)
+    return [keyword.text for keyword in keywords]
+
+
+def _transcript(message: Mapping[str, Any]) -> stt.Transcript:
+    best = message["channel"]["alternatives"][0]
+    words = tuple(_word(word) for word in best.get("words", ()))
+    speakers = {word.speaker for word in words}
+    return stt.Transcript(
+        text=best["transcript"],
+        is_final=message.get("is_final", False),
+        confidence=best.get("confidence"),
+        start=message["start"],
+        duration=message["duration"],
+        words=words,
+        ends_utterance=message.get("speech_final", False),
+        speaker=speakers.pop() if len(speakers) == 1 else None,
+        channel=_channel(message["channel_index"]),
+        language=next(iter(best.get("languages", ())), None),
+        extra={_VENDOR: message},
+    )
+
+
+def _word(word: Mapping[str, Any]) -> stt.Word:
+    return stt.Word(
+        text=word.get("punctuated_word", word["word"]),
+        start=word["start"],
+        duration=word["end"] - word["start"],
+        confidence=word.get("confidence"),
+        speaker=str(word["speaker"]) if "speaker" in word else None,
+    )
+
+
+def _end_of_utterance(message: Mapping[str, Any]) -> stt.Transcript:
+    return stt.Transcript(
+        text="",
+        is_final=True,
+        start=message["last_word_end"],
+        ends_utterance=True,
+        channel=_channel(message["channel"]),
+        extra={_VENDOR: message},
+    )
+
+
+def _channel(index_and_count: Sequence[int]) -> int | None:
+    index, count = index_and_count
+    return index if count > 1 else None
+
+
+@final
+class DeepgramTTS(tts.Provider):
+    """Speech of Deepgram's voices, one request for some sentences.
+
+    The text is read sentence by sentence. Each request is streamed; its timeout and its retries are
+    the client's. Audio is 16-bit PCM at 24 kHz unless the voice says otherwise.
+
+    May be used by any number of threads.
+    """
+
+    def __init__(self, client: _Client) -> None:
+        """Speak with a client that the application has made, and closes.
+
+        Args:
+            client: A `deepgram.DeepgramClient`, made with `max_retries=0`.
+        """
+        self._client = client
+
+    @override
+    def synthesize_stream(self, text: Iterable[str], voice: tts.VoiceProfile) -> Iterator[bytes]:
+        """Synthesise a text as it arrives.
+
+        Args:
+            text: Fragments of the text.
+            voice: Voice to speak with; its id is a model, such as "aura-2-thalia-en".
+                `extra["deepgram"]` holds further arguments of the client's
+                `speak.v1.audio.generate`, such as `{"bit_rate": 48000}`.
+
+        Returns:
+            The audio in order. Closing it closes the response that is being read.
+
+        Raises:
+            UnsupportedRequestError: Deepgram cannot do what the voice asks for.
+            Exception: There is no audio; iterating may raise it, too.
+        """
+        return self._speak(pieces(text, voice), _speak_options(voice))
+
+    def _speak(self, texts: Iterable[str], options: Mapping[str, Any]) -> Iterator[bytes]:
+        generate = self._client.speak.v1.audio.with_raw_response.generate
+        for text in texts:
+            with generate(text=text, **options) as response:
+                yield from check_audio(_VENDOR, response.headers, response.data)
+
+    @override
+    def list_voices(self) -> Sequence[tts.VoiceProfile]:
+        models = self._client.manage.v1.models.list().tts or ()
+        return tuple(
+            tts.VoiceProfile(
+                id=model.canonical_name,
+                name=model.name or "",
+                language=next(iter(model.languages or ()), None),
+            )
+            for model in models
+        )
+
+    @override
+    def clone_voice(self, samples: Sequence[bytes]) -> tts.VoiceProfile:
+        msg = f"{_VENDOR} makes no voices from recordings"
+        raise UnsupportedRequestError(msg)
+
+
+def _speak_options(voice: tts.VoiceProfile) -> dict[str, Any]:
+    check_manner(_VENDOR, voice, slowest=0.7, fastest=1.5, instructions=False)
+    language = (voice.language or "").partition("-")[0].lower()
+    if language and language != voice.id.rpartition("-")[2]:  # the id ends with it
+        refuse(f"{_VENDOR} voice {voice.id}", "language", voice.language)
+    return {
+        "model": voice.id,
+        "speed": None if voice.speed == 1 else voice.speed,
+        **choose_format(_VENDOR, voice, _FORMATS),
+        **own_options(_VENDOR, voice.extra),
+    }

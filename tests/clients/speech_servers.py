@@ -1,0 +1,236 @@
+"""Servers on this machine that answer as a speech vendor does, or misbehave, and keep what came."""
+
+import json
+import socket
+import threading
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from queue import SimpleQueue
+from socketserver import ThreadingMixIn
+from typing import Any, final
+from urllib.parse import parse_qsl, urlsplit
+
+import pytest
+from typing_extensions import override
+
+deepgram = pytest.importorskip("deepgram")
+httpx = pytest.importorskip("httpx")
+websockets = pytest.importorskip("websockets.sync.server")
+with warnings.catch_warnings():
+    # It imports a part of another package that is deprecated, which fails no test of ours.
+    warnings.simplefilter("ignore", DeprecationWarning)
+    pytest.importorskip("deepgram.listen.v1.client")
+
+PATIENCE = 20.0  # seconds, long enough never to be needed
+
+
+def deepgram_client(address: str, *, timeout: float = PATIENCE) -> Any:  # noqa: ANN401
+    """Return a client of Deepgram for a server on this machine."""
+    environment = pytest.importorskip("deepgram.environment").DeepgramClientEnvironment(
+        base=f"http://{address}",
+        production=f"ws://{address}",
+        agent=f"ws://{address}",
+        agent_rest=f"http://{address}",
+    )
+    return deepgram.DeepgramClient(
+        api_key="-",
+        environment=environment,
+        httpx_client=httpx.Client(timeout=timeout, verify=False),
+        timeout=timeout,
+        max_retries=0,
+    )
+
+
+# ---- HTTP
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """What a server sends; the body ends with the connection, or with its length.
+
+    Attributes:
+        status: Status of the response.
+        headers: Further headers.
+        pieces: The body.
+        is_endless: Whether the last piece is repeated until the client has closed the connection.
+        is_cut: Whether the connection ends before the body is whole.
+        is_silent: Whether nothing comes after the pieces.
+    """
+
+    status: int = 200
+    headers: Mapping[str, str] = field(default_factory=dict[str, str])
+    pieces: Sequence[bytes] = (b"\1\2", b"\3\4")
+    is_endless: bool = False
+    is_cut: bool = False
+    is_silent: bool = False
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What a client has sent."""
+
+    path: str
+    query: Mapping[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:  # noqa: ANN401
+        """The body."""
+        return json.loads(self.body)
+
+
+class SpeechServer(ThreadingMixIn, HTTPServer):
+    """Sends the replies in order, and the last of them to all further requests."""
+
+    daemon_threads = False  # so that closing the server waits for them
+
+    def __init__(self, replies: Sequence[Reply]) -> None:
+        """Listen at a free port."""
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.replies = list(replies)
+        self.requests: list[Request] = []
+        self.is_over = threading.Event()
+        self.client_left = threading.Event()
+
+    @property
+    def address(self) -> str:
+        """Host and port."""
+        return f"127.0.0.1:{self.server_port}"
+
+
+@contextmanager
+def serve(*replies: Reply) -> Iterator[SpeechServer]:
+    """Run a server."""
+    server = SpeechServer(replies or [Reply()])
+    thread = threading.Thread(target=server.serve_forever, args=(0.005,))
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.is_over.set()
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        self._serve()
+
+    def do_POST(self) -> None:
+        self._serve()
+
+    def _serve(self) -> None:
+        server = self.server
+        assert isinstance(server, SpeechServer)
+        url = urlsplit(self.path)
+        body = self.rfile.read(int(self.headers["content-length"] or 0))
+        query = dict(parse_qsl(url.query))
+        server.requests.append(Request(path=url.path, query=query, body=body))
+        reply = server.replies.pop(0) if len(server.replies) > 1 else server.replies[0]
+        self.close_connection = True
+        try:
+            self._send(reply, server)
+        except OSError:
+            server.client_left.set()
+
+    def _send(self, reply: Reply, server: SpeechServer) -> None:
+        self.send_response_only(reply.status, "As Told")
+        for name, value in {"Content-Type": "audio/pcm", **reply.headers}.items():
+            self.send_header(name, value)
+        self.send_header("Connection", "close")
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        for piece in reply.pieces:
+            self._send_chunk(piece)
+        while reply.is_endless:
+            self._send_chunk(reply.pieces[-1])
+        if reply.is_silent:
+            server.is_over.wait()
+        elif not reply.is_cut:
+            self.wfile.write(b"0\r\n\r\n")
+
+    def _send_chunk(self, piece: bytes) -> None:
+        self.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+
+    @override
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+# ---- websockets
+
+
+class Ears:
+    """A server of Deepgram's interface for recognition, whose side the test plays.
+
+    Attributes:
+        address: Host and port.
+        queries: The query of each handshake, as pairs.
+        lines: The connections, as they come.
+        received: What the clients send, bytes or a dictionary; None where one has left.
+    """
+
+    def __init__(self, status: int | None, headers: Mapping[str, str], body: bytes) -> None:
+        """Accept all clients, or refuse all with a status."""
+        self.address = ""
+        self.queries: list[list[tuple[str, str]]] = []
+        self.lines = SimpleQueue[Any]()
+        self.received = SimpleQueue[Any]()
+        self._status = status
+        self._headers = headers
+        self._body = body
+
+    def refuse(self, connection: Any, request: Any) -> Any:  # noqa: ANN401
+        """Answer to a handshake."""
+        self.queries.append(parse_qsl(urlsplit(request.path).query))
+        if self._status is None:
+            return None
+        response = connection.respond(self._status, self._body.decode())
+        for name, value in self._headers.items():
+            response.headers[name] = value
+        return response
+
+    def listen(self, line: Any) -> None:  # noqa: ANN401
+        """Keep what comes until the connection ends."""
+        self.lines.put(line)
+        with suppress(Exception):
+            for message in line:
+                self.received.put(message if isinstance(message, bytes) else json.loads(message))
+        self.received.put(None)
+
+
+@contextmanager
+def listen(
+    status: int | None = None, headers: Mapping[str, str] | None = None, body: bytes = b""
+) -> Iterator[Ears]:
+    """Run a recogniser."""
+    ears = Ears(status, headers or {}, body)
+    with websockets.serve(ears.listen, "127.0.0.1", 0, process_request=ears.refuse) as server:
+        ears.address = f"127.0.0.1:{server.socket.getsockname()[1]}"
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield ears
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def break_off(line: Any) -> None:  # noqa: ANN401
+    """End a connection without a word."""
+    line.socket.shutdown(socket.SHUT_RDWR)
+
+
+@contextmanager
+def accept_only() -> Iterator[str]:
+    """Yield the address of a server that never answers; at the end it resets all connections."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield f"127.0.0.1:{listener.getsockname()[1]}"

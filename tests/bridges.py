@@ -16,6 +16,9 @@ R = TypeVar("R")
 LIMIT = 30.0
 """Seconds after which a wait has failed."""
 
+AHEAD = 16
+"""How many items a stream reads ahead."""
+
 REQUEST = llm.CompletionRequest(messages=())
 
 LOOPS = pytest.mark.parametrize("loop", ["asyncio", "uvloop"])

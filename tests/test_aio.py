@@ -9,6 +9,7 @@ from contextvars import ContextVar
 import pytest
 
 from bridges import (
+    AHEAD,
     LIMIT,
     LOOPS,
     REQUEST,
@@ -25,7 +26,6 @@ from bridges import (
 from resilience import AllFailedError, aio
 from resilience.testing import FakeLLM
 
-AHEAD = 16
 VARIABLE: ContextVar[str] = ContextVar("variable", default="nobody's")
 LIMITS = pytest.mark.parametrize("limit", [None, LIMIT], ids=["no limit", "limit"])
 

@@ -7,15 +7,16 @@ import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import aclosing
+from contextvars import Context
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
 import pytest
 
-from bridges import LIMIT, LOOPS, Gate, Source, cancel, join_threads, run
+from bridges import AHEAD, LIMIT, LOOPS, Gate, Source, cancel, join_threads, run, start
 from resilience import aio
 
 
@@ -73,18 +74,48 @@ class TestEndOfStream:
             with pytest.raises(TypeError):
                 cls()
 
+    def test_closed_before_its_thread_runs(
+        self, loop: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Nothing is opened, and so nothing has to be waited for."""
+        source = Source()
+        late: list[Callable[[], None]] = []
+
+        def start_late(context: Context, work: Callable[[], None]) -> None:
+            late.append(lambda: context.run(work))
+
+        async def main() -> None:
+            stream = aio.stream(source.open)
+            task = start(anext(stream, "end"))
+            await asyncio.sleep(0)
+            stream.close()
+            assert await task == "end"
+            await asyncio.gather(stream.aclose(), asyncio.to_thread(late[0]))
+
+        monkeypatch.setattr(aio, "_run_in_thread", start_late)
+        run(loop, main())
+
+        assert source.threads == []
+
     @pytest.mark.parametrize("is_silent", [False, True])
     def test_dropped_without_a_loop(self, loop: str, *, is_silent: bool) -> None:
         """A thread that waits for the application or the provider does not wait for ever."""
         gate = Gate()
         source = Source(gate=gate if is_silent else int)
 
-        held: list[object] = [aio.stream(source.open)]
-        held.append(held)  # so that only the garbage collector finds it
-        run(loop, held[0].__anext__())  # type: ignore[attr-defined]
+        async def main() -> list[object]:
+            stream = aio.stream(source.open)
+            assert await anext(stream) == 1
+            while not is_silent and len(stream._reader.items) < AHEAD:  # noqa: ASYNC110 - a thread
+                await asyncio.sleep(0)
+            held: list[object] = [stream]
+            held.append(held)  # so that only the garbage collector finds it
+            return held
+
+        held = run(loop, main())
         if is_silent:
             asyncio.run(gate.reached())
-        assert source.closed == 0
+            assert source.closed == 0
         del held
         gc.collect()
 

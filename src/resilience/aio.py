@@ -399,9 +399,11 @@ class _Owner(_Thread, ABC, Generic[T]):
         self.go_on()
         self._notify()
         with self._lock:
-            is_busy = self._is_busy
-        if is_busy:
+            is_busy, is_open = self._is_busy, self.is_open
+        if is_busy and is_open:
             self._interrupt()
+        else:
+            self._is_let_go = is_busy  # with opening it, which nothing can end
 
     async def aclose(self) -> None:
         """Close the object, and wait until it is closed unless the owner is busy; in a task."""
@@ -411,7 +413,8 @@ class _Owner(_Thread, ABC, Generic[T]):
         _raise_any(self.close_errors)
 
     def _open_use_close(self) -> None:
-        self._mark(is_busy=True)
+        if not self._mark(is_busy=True):
+            return
         try:
             self.opened = self._open()
         finally:

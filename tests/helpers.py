@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from typing import Any, NoReturn, TypeVar
 
 import pytest
@@ -166,15 +167,28 @@ def running(function: Callable[[], object]) -> Iterator[threading.Thread]:
 class Recorder:
     """Settings of a group with breakers that open at once, and the attempts that it reports."""
 
-    def __init__(self, *, breaker: dict[str, Any] | None = None, **group: Any) -> None:  # noqa: ANN401
-        """Take settings of the breakers and of the group that differ from the usual ones."""
+    def __init__(
+        self,
+        *,
+        keep_errors: bool = True,
+        breaker: dict[str, Any] | None = None,
+        **group: Any,  # noqa: ANN401
+    ) -> None:
+        """Take settings of the breakers and of the group that differ from the usual ones.
+
+        An error keeps its traceback, and with it the request.
+        """
+        self._keep_errors = keep_errors
         self.clock = ManualClock()
         self.attempts: list[Attempt] = []
         settings = {"max_failures": 1, "half_open_max": 1, "clock": self.clock, **(breaker or {})}
         self.config = FallbackConfig(
             circuit_breaker=CircuitBreakerConfig(**settings),
-            **{"on_attempt": self.attempts.append, **group},
+            **{"on_attempt": self._record, **group},
         )
+
+    def _record(self, attempt: Attempt) -> None:
+        self.attempts.append(attempt if self._keep_errors else replace(attempt, error=None))
 
     def outcomes(self) -> list[tuple[str, Outcome]]:
         """Return provider and outcome of each attempt, in order."""

@@ -1,32 +1,43 @@
-"""A provider that hangs costs one `attempt_timeout`, and no more, in whichever way it is called."""
+"""A provider that hangs costs one `attempt_timeout`, and no more, whichever way it is called."""
 
-import contextlib
-import gc
-import queue
 import signal
 import sys
 import threading
 import traceback
 import weakref
-from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextvars import ContextVar, copy_context
+from dataclasses import dataclass
 from datetime import timedelta
-from itertools import chain
 from time import monotonic
 from types import FrameType
-from typing import Any, ClassVar, Generic, Protocol, TypeAlias, TypeVar
+from typing import Any, NoReturn, TypeAlias, TypeVar
 
 import pytest
 from typing_extensions import override
 
 from builds import Freed
+from helpers import (
+    LIMIT,
+    REQUEST,
+    TIMEOUT,
+    VOICE,
+    Handle,
+    Hang,
+    Model,
+    Recogniser,
+    Recorder,
+    Synthesiser,
+    call,
+    grouped,
+    in_threads,
+    refuse,
+    spoken,
+)
 from resilience import (
     AllFailedError,
-    Attempt,
     AttemptTimeoutError,
-    CircuitBreaker,
     CircuitBreakerConfig,
     FallbackConfig,
     FallbackGroup,
@@ -40,349 +51,153 @@ from resilience import (
     stt,
     tts,
 )
-from resilience.testing import FakeLLM, FakeSession, FakeSTT, FakeTTS, ManualClock, ReadText
+from resilience.testing import FakeLLM, FakeSession, FakeSTT, FakeTTS, ReadText, TTSItem
 
 SHORT = 0.02
-"""Seconds until a provider that hangs is given up."""
+"""Seconds until a provider that hangs is abandoned."""
 FAIR = 0.1
 """The same for a provider that has to answer in time, too."""
 TRIES = 50
 """How often it may be late all the same, because the machine stood still."""
-LIMIT = 60.0
-"""Seconds after which a test has failed."""
-
-REQUEST = llm.CompletionRequest(messages=(llm.Message(role="user", content="Hello?"),))
-VOICE = tts.VoiceProfile(id="any")
 
 Step: TypeAlias = Sequence[Callable[[], object] | Exception | str]
 """What a provider does in one call: actions and exceptions, and what it answers."""
 
-P = TypeVar("P")
 R = TypeVar("R")
-P_contra = TypeVar("P_contra", contravariant=True)
 
 
-class Hang:
-    """An action of a script that hangs until it is let go."""
-
-    def __init__(self) -> None:
-        """Hang."""
-        self.entered = threading.Event()
-        self.over = threading.Event()
-
-    def __call__(self) -> None:
-        """Hang until it is over."""
-        self.entered.set()
-        assert self.over.wait(LIMIT)
+# ---- the ways to call providers
 
 
-@pytest.fixture
-def hang() -> Iterator[Hang]:
-    """Return an action that hangs until the end of the test, if it is not let go before."""
-    action = Hang()
-    yield action
-    action.over.set()
+@dataclass(frozen=True)
+class Fake:
+    """A provider that follows a script, its calls, and what can be closed of it."""
+
+    provider: Any
+    calls: Sequence[object]
+    closable: Sequence[Any]
 
 
-@pytest.fixture
-def no_gc() -> Iterator[None]:
-    """Leave it to the counting of references to free what is used no more."""
-    gc.collect()
-    gc.disable()
-    yield
-    gc.enable()
+def _model(steps: Sequence[Step], *, lazy: bool = True) -> Fake:
+    model = FakeLLM(*steps, lazy=lazy)
+    return Fake(model, model.requests, model.streams)
 
 
-class Group(Protocol[P_contra]):
-    """What all groups of providers have."""
-
-    @property
-    @abstractmethod
-    def breakers(self) -> Mapping[str, CircuitBreaker]:
-        """The breakers by name."""
-
-    @abstractmethod
-    def add_fallback(
-        self,
-        name: str,
-        provider: P_contra,
-        /,
-        *,
-        attempt_timeout: float | timedelta | None = None,
-    ) -> None:
-        """Add a provider."""
+def _eager_model(steps: Sequence[Step]) -> Fake:
+    return _model(steps, lazy=False)
 
 
-G = TypeVar("G", bound=Group[Any])
+def _recogniser(steps: Sequence[Step]) -> Fake:
+    script = [[FakeSession(i) if isinstance(i, str) else i for i in step] for step in steps]
+    recogniser = FakeSTT(*script)
+    sessions = [each for step in script for each in step if isinstance(each, FakeSession)]
+    return Fake(recogniser, recogniser.configs, sessions)
 
 
-class Service(ABC, Generic[P, G]):
-    """One way to call providers P behind a group G; each provider follows a script."""
+def _synthesiser(steps: Sequence[Step]) -> Fake:
+    script = [[i.encode() if isinstance(i, str) else i for i in step] for step in steps]
+    synthesiser = FakeTTS(*script)
+    return Fake(synthesiser, synthesiser.texts, synthesiser.streams)
 
-    lazy: ClassVar[bool] = True
+
+def _joined(chunks: Iterable[llm.Chunk]) -> str:
+    return "".join(chunk.content for chunk in chunks)
+
+
+def _stream(group: FallbackGroup[FakeLLM], *, lazy: bool = False) -> str:
+    return _joined(group.stream(lambda model: model.stream_completion(REQUEST), lazy=lazy))
+
+
+def _listen(group: STTFallback) -> str:
+    with group.start_stream(stt.StreamConfig()) as session:
+        return "".join(transcript.text for transcript in session.finals())
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to call providers: makes a provider of a script, and one whole call of a group."""
+
+    fake: Callable[[Sequence[Step]], Fake]
+    group: Any
+    call: Callable[[Any], str]
+
+
+WAYS = {
+    "execute": Way(
+        _model,
+        FallbackGroup,
+        lambda group: group.execute(lambda model: model.complete(REQUEST)).content,
+    ),
+    "stream": Way(_model, FallbackGroup, _stream),
+    "stream, eager provider": Way(_eager_model, FallbackGroup, _stream),
+    "lazy stream": Way(_model, FallbackGroup, lambda group: _stream(group, lazy=True)),
+    "lazy stream, eager provider": Way(
+        _eager_model, FallbackGroup, lambda group: _stream(group, lazy=True)
+    ),
+    "session": Way(_recogniser, STTFallback, _listen),
+    "speech": Way(_synthesiser, TTSFallback, lambda group: spoken(group, iter(["Hello."]))),
+}
+each_way = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+each_stream = pytest.mark.parametrize("way", list(WAYS.values())[1:], ids=list(WAYS)[1:])
+EXECUTE = WAYS["execute"]
+
+
+class Service:
+    """A group of providers that follow scripts, called in one way."""
 
     def __init__(
         self,
+        way: Way,
         *steps: Step,
         config: FallbackConfig | None = None,
         attempt_timeout: float | timedelta | None = None,
     ) -> None:
         """Make a group of one provider with the name "primary"."""
-        self.primary: P = self.provider(*steps)
-        self.group: G = self.grouped(self.primary, config, attempt_timeout)
+        self._way = way
+        self.primary = way.fake(steps)
+        self.group = way.group(
+            self.primary.provider, "primary", config, attempt_timeout=attempt_timeout
+        )
 
-    def add(self, name: str, *steps: Step, attempt_timeout: float | timedelta | None = 0) -> P:
-        """Add a provider, which may take as long as it wants if not said otherwise."""
-        provider = self.provider(*steps)
-        self.group.add_fallback(name, provider, attempt_timeout=attempt_timeout)
-        return provider
+    def add(self, name: str, *steps: Step, attempt_timeout: float | timedelta | None = 0) -> Fake:
+        """Add a provider, which has no time limit if none is given."""
+        fake = self._way.fake(steps)
+        self.group.add_fallback(name, fake.provider, attempt_timeout=attempt_timeout)
+        return fake
 
     @property
     def state(self) -> State:
         """The state of the primary's breaker."""
-        return self.group.breakers["primary"].state
+        state: State = self.group.breakers["primary"].state
+        return state
 
-    @abstractmethod
-    def provider(self, *steps: Step) -> P:
-        """Make a provider that follows a script."""
-
-    @abstractmethod
-    def grouped(
-        self, primary: P, config: FallbackConfig | None, attempt_timeout: float | timedelta | None
-    ) -> G:
-        """Make a group of one provider."""
-
-    @abstractmethod
     def call(self) -> str:
         """Make one call, and return the whole answer."""
+        return self._way.call(self.group)
 
-    @abstractmethod
-    def asked(self, provider: P) -> int:
-        """Return how many calls have reached a provider."""
-
-    @abstractmethod
     def closings(self) -> list[int]:
-        """Return for each stream and session of the primary how many times it was closed."""
+        """Return for each stream or session of the primary how many times it was closed."""
+        return [each.closed for each in self.primary.closable]
 
 
-class Models(Service[FakeLLM, G]):
-    """Language models."""
-
-    @override
-    def provider(self, *steps: Step) -> FakeLLM:
-        return FakeLLM(*steps, lazy=self.lazy)
-
-    @override
-    def asked(self, provider: FakeLLM) -> int:
-        return len(provider.requests)
-
-    @override
-    def closings(self) -> list[int]:
-        return [stream.closed for stream in self.primary.streams]
+def settings(attempt_timeout: float, max_failures: int = 5, **breaker: Any) -> Recorder:  # noqa: ANN401
+    """Return settings of a group with a time limit, whose attempts are recorded."""
+    breaker["max_failures"] = max_failures
+    return Recorder(keep_errors=False, attempt_timeout=attempt_timeout, breaker=breaker)
 
 
-class Execute(Models[FallbackGroup[FakeLLM]]):
-    """`FallbackGroup.execute`."""
-
-    @override
-    def grouped(
-        self,
-        primary: FakeLLM,
-        config: FallbackConfig | None,
-        attempt_timeout: float | timedelta | None,
-    ) -> FallbackGroup[FakeLLM]:
-        return FallbackGroup(primary, "primary", config, attempt_timeout=attempt_timeout)
-
-    @override
-    def call(self) -> str:
-        return self.group.execute(lambda provider: provider.complete(REQUEST)).content
-
-
-class StreamAtCall(Execute):
-    """`FallbackGroup.stream`, whose failures come at the first `next()`."""
-
-    commits_late: ClassVar[bool] = False
-
-    @override
-    def call(self) -> str:
-        stream = self.group.stream(
-            lambda provider: provider.stream_completion(REQUEST), lazy=self.commits_late
-        )
-        return "".join(chunk.content for chunk in stream)
-
-
-class EagerStreamAtCall(StreamAtCall):
-    """The same with providers whose functions do the work."""
-
-    lazy = False
-
-
-class StreamAtFirstNext(StreamAtCall):
-    """`FallbackGroup.stream` that commits at the first `next()`."""
-
-    commits_late = True
-
-
-class EagerStreamAtFirstNext(StreamAtFirstNext):
-    """The same with providers whose functions do the work."""
-
-    lazy = False
-
-
-class Complete(Models[LLMFallback]):
-    """`LLMFallback.complete`."""
-
-    @override
-    def grouped(
-        self,
-        primary: FakeLLM,
-        config: FallbackConfig | None,
-        attempt_timeout: float | timedelta | None,
-    ) -> LLMFallback:
-        return LLMFallback(primary, "primary", config, attempt_timeout=attempt_timeout)
-
-    @override
-    def call(self) -> str:
-        return self.group.complete(REQUEST).content
-
-
-class StreamCompletion(Complete):
-    """`LLMFallback.stream_completion`."""
-
-    @override
-    def call(self) -> str:
-        return "".join(chunk.content for chunk in self.group.stream_completion(REQUEST))
-
-
-class StartStream(Service[FakeSTT, STTFallback]):
-    """`STTFallback.start_stream`."""
-
-    sessions: tuple[FakeSession, ...] | None = None
-
-    @override
-    def provider(self, *steps: Step) -> FakeSTT:
-        script = [
-            [FakeSession(item) if isinstance(item, str) else item for item in step]
-            for step in steps
-        ]
-        if self.sessions is None:  # the primary's
-            items = chain.from_iterable(script)
-            self.sessions = tuple(item for item in items if isinstance(item, FakeSession))
-        return FakeSTT(*script)
-
-    @override
-    def grouped(
-        self,
-        primary: FakeSTT,
-        config: FallbackConfig | None,
-        attempt_timeout: float | timedelta | None,
-    ) -> STTFallback:
-        return STTFallback(primary, "primary", config, attempt_timeout=attempt_timeout)
-
-    @override
-    def call(self) -> str:
-        session = self.group.start_stream(stt.StreamConfig())
-        heard = "".join(transcript.text for transcript in session.finals())
-        session.close()
-        return heard
-
-    @override
-    def asked(self, provider: FakeSTT) -> int:
-        return len(provider.configs)
-
-    @override
-    def closings(self) -> list[int]:
-        return [session.closed for session in self.sessions or ()]
-
-
-class Synthesize(Service[FakeTTS, TTSFallback]):
-    """`TTSFallback.synthesize_stream`."""
-
-    @override
-    def provider(self, *steps: Step) -> FakeTTS:
-        script = [
-            [item.encode() if isinstance(item, str) else item for item in step] for step in steps
-        ]
-        return FakeTTS(*script, lazy=self.lazy)
-
-    @override
-    def grouped(
-        self,
-        primary: FakeTTS,
-        config: FallbackConfig | None,
-        attempt_timeout: float | timedelta | None,
-    ) -> TTSFallback:
-        return TTSFallback(primary, "primary", config, attempt_timeout=attempt_timeout)
-
-    @override
-    def call(self) -> str:
-        return b"".join(self.group.synthesize_stream(iter(["Hello."]), VOICE)).decode()
-
-    @override
-    def asked(self, provider: FakeTTS) -> int:
-        return len(provider.texts)
-
-    @override
-    def closings(self) -> list[int]:
-        return [stream.closed for stream in self.primary.streams]
-
-
-class EagerSynthesize(Synthesize):
-    """The same with providers whose functions do the work."""
-
-    lazy = False
-
-
-Kind: TypeAlias = type[Service[Any, Any]]
-
-STREAMS: list[Kind] = [
-    StreamAtCall,
-    EagerStreamAtCall,
-    StreamAtFirstNext,
-    EagerStreamAtFirstNext,
-    StreamCompletion,
-    StartStream,
-    Synthesize,
-    EagerSynthesize,
-]
-each_kind = pytest.mark.parametrize("kind", [Execute, Complete, *STREAMS])
-each_stream = pytest.mark.parametrize("kind", STREAMS)
-
-
-def settings(
-    attempt_timeout: float | None = None,
-    *,
-    max_failures: int = 5,
-    half_open_max: int = 1,
-    clock: ManualClock | None = None,
-    on_attempt: Callable[[Attempt], object] | None = None,
-) -> FallbackConfig:
-    """Return settings of a group whose breakers have a clock that stands still."""
-    return FallbackConfig(
-        circuit_breaker=CircuitBreakerConfig(
-            max_failures=max_failures,
-            half_open_max=half_open_max,
-            clock=clock or ManualClock(),
-        ),
-        attempt_timeout=attempt_timeout,
-        on_attempt=on_attempt,
-    )
-
-
-def fail() -> None:
-    """Raise a new exception, so that nobody keeps the traceback."""
-    raise ConnectionError
+# ---- time and threads
 
 
 class Token:
-    """Something that a caller has, and that dies when nobody holds it any more."""
+    """An object whose deletion can be observed."""
 
 
 TOKEN: ContextVar[Token] = ContextVar("TOKEN")
 
 
 def tracked(call: Callable[[], R], released: Callable[[], object]) -> R:
-    """Make a call, and be told when neither it nor what it left behind holds its context."""
+    """Make a call, and call a function when nothing refers to its context any more."""
 
     def call_in_context() -> R:
         token = Token()
@@ -393,29 +208,63 @@ def tracked(call: Callable[[], R], released: Callable[[], object]) -> R:
     return copy_context().run(call_in_context)
 
 
+class WatchedClock:
+    """The clock that measures the time limits of one caller, which is the thread of the test."""
+
+    def __init__(self) -> None:
+        """Start at 0."""
+        self.now = 0.0
+        self._reads = threading.Semaphore(0)
+        self._caller = threading.current_thread()
+
+    def __call__(self) -> float:
+        """Return the time."""
+        if threading.current_thread() is self._caller:
+            self._reads.release()
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass while the caller waits; return when it has read the time twice."""
+        self.now += seconds
+        while self._reads.acquire(blocking=False):
+            pass
+        for _ in range(2):
+            assert self._reads.acquire(timeout=TIMEOUT)
+
+
+@pytest.fixture
+def watched(monkeypatch: pytest.MonkeyPatch) -> WatchedClock:
+    """Return a clock that measures time limits; a caller that waits reads it again and again."""
+    clock = WatchedClock()
+    monkeypatch.setattr("resilience._failover.attempts.monotonic", clock)
+    monkeypatch.setattr("resilience._adapters.text.monotonic", clock)
+    monkeypatch.setattr("resilience._failover.workers.TIMEOUT_MAX", 0.001)
+    return clock
+
+
 class Interrupter:
     """An action of a script that raises `KeyboardInterrupt` in the main thread, by a signal."""
 
     def __init__(self) -> None:
         """Wait to be called."""
-        self._noticed = threading.Event()
+        self._received = threading.Event()
 
     def __call__(self) -> None:
-        """Send signals to the waiting main thread until it has noticed one."""
-        main, noticed = threading.main_thread().ident, threading.Event()
+        """Send signals to the waiting main thread until it has received one."""
+        main, received = threading.main_thread().ident, threading.Event()
         assert main is not None
-        self._noticed = noticed
-        while not noticed.is_set():
-            # A thread that is just about to wait for a lock notices only the next signal. One that
-            # does something else may be in the tool that measures coverage, which is not to suffer.
+        self._received = received
+        while not received.is_set():
+            # A thread that is just about to wait for a lock receives only the next signal. One that
+            # does something else may be in the tool that measures coverage.
             if sys._current_frames()[main].f_code.co_name == "_is_done_within":
                 signal.pthread_kill(main, signal.SIGINT)
-            noticed.wait(0.01)
+            received.wait(0.01)
 
     def handle(self, _signal: int, _frame: FrameType | None) -> None:
         """Raise at the first signal."""
-        if not self._noticed.is_set():
-            self._noticed.set()
+        if not self._received.is_set():
+            self._received.set()
             raise KeyboardInterrupt
 
 
@@ -428,42 +277,25 @@ def interrupter() -> Iterator[Interrupter]:
     signal.signal(signal.SIGINT, handler)
 
 
-def let_pass(seconds: float) -> None:
-    """Return when so many seconds have really passed: that is how long a call hangs."""
-    hang = Hang()
-    group = FallbackGroup(hang, "slow", attempt_timeout=seconds)
-    with pytest.raises(AllFailedError):
-        group.execute(lambda provider: provider())
-    hang.over.set()
-
-
-def in_time(call: Callable[[], R]) -> R:
-    """Make a call that is in time, unless the machine stands still; then make it again."""
-    for _ in range(TRIES - 1):
-        with contextlib.suppress(AllFailedError):
-            return call()
-    return call()
-
-
 class TestTheNextProvider:
-    """A provider that hangs is left behind."""
+    """A provider that hangs is abandoned, and the next one is tried."""
 
-    @each_kind
-    def test_it_is_tried_when_the_time_is_up(self, kind: Kind, hang: Hang) -> None:
+    @each_way
+    def test_it_is_tried_when_the_time_is_up(self, way: Way, hang: Hang) -> None:
         """While a provider hangs, the next one answers."""
-        service = kind([hang, "late"], config=settings(SHORT))
+        service = Service(way, [hang, "late"], attempt_timeout=SHORT)
         backup = service.add("backup", ["in time"])
 
         answer = service.call()
 
         assert not hang.over.is_set()
         assert answer == "in time"
-        assert service.asked(backup) == 1
+        assert len(backup.calls) == 1
 
-    @each_kind
-    def test_the_wait_is_the_sum_of_the_timeouts(self, kind: Kind, hang: Hang) -> None:
+    @each_way
+    def test_the_wait_is_the_sum_of_the_timeouts(self, way: Way, hang: Hang) -> None:
         """If all providers hang, the caller waits as long as their timeouts together."""
-        service = kind([hang, "late"], attempt_timeout=SHORT)
+        service = Service(way, [hang, "late"], attempt_timeout=SHORT)
         service.add("second", [hang, "late"], attempt_timeout=2 * SHORT)
 
         begin = monotonic()
@@ -472,64 +304,69 @@ class TestTheNextProvider:
         took = monotonic() - begin
 
         assert not hang.over.is_set()
-        assert 3 * SHORT <= took < LIMIT / 3
+        assert 3 * SHORT <= took < TIMEOUT / 3
         errors = caught.value.failures.values()
         assert [type(error) for error in errors] == [AttemptTimeoutError, AttemptTimeoutError]
 
-    def test_opening_and_the_first_item_share_one_timeout(self, hang: Hang) -> None:
-        """What opening a stream has taken is missing while its first item is awaited."""
+    def test_opening_and_the_first_item_share_one_timeout(
+        self, watched: WatchedClock, hang: Hang
+    ) -> None:
+        """The time that opening a stream has taken is not available for its first item."""
 
-        def hanging() -> Iterator[str]:
+        def late() -> Iterator[str]:
+            watched.advance(0.5 * LIMIT)
             hang()
             yield "late"
 
-        def opened(provider: Callable[[], Iterator[str]]) -> Iterator[str]:
-            let_pass(0.18)
-            return provider()
+        def open_slowly() -> Iterable[str]:
+            watched.advance(0.5 * LIMIT)
+            return late()
 
-        def waited() -> float:
-            group = FallbackGroup(hanging, "primary", attempt_timeout=0.2)
-            begin = monotonic()
-            with pytest.raises(AllFailedError):
-                list(group.stream(opened, lazy=True))
-            return monotonic() - begin
+        recorder = Recorder(attempt_timeout=LIMIT)
+        group = FallbackGroup[Callable[[], Iterable[str]]](open_slowly, "0", recorder.config)
+        group.add_fallback("1", lambda: ["in time"], attempt_timeout=0)
 
-        assert any(0.2 <= waited() < 0.35 for _ in range(TRIES))
+        stream = group.stream(lambda provider: provider(), lazy=True)
 
-    def test_only_the_first_item_is_bounded(self) -> None:
-        """Once a stream has begun it may pause, and its items are made in the reader's thread."""
+        assert list(stream) == ["in time"]
+        assert watched.now == LIMIT
+        assert isinstance(recorder.attempts[0].error, AttemptTimeoutError)
 
-        def speak() -> Iterator[threading.Thread]:
+    def test_only_the_first_item_is_bounded(self, watched: WatchedClock) -> None:
+        """After its first item a stream may pause, and is read in the reader's own thread."""
+
+        def items() -> Iterator[threading.Thread]:
             yield threading.current_thread()
-            let_pass(2 * FAIR)
+            watched.now += 2 * LIMIT
             yield threading.current_thread()
 
-        group = FallbackGroup(speak, "primary", settings(FAIR, max_failures=10**6))
+        group = FallbackGroup(items, "primary", attempt_timeout=LIMIT)
 
-        first, second = in_time(lambda: list(group.stream(lambda provider: provider())))
+        first, second = group.stream(lambda provider: provider())
 
         assert first is not threading.current_thread()
         assert second is threading.current_thread()
 
-    @each_kind
-    def test_a_provider_in_time_is_served(self, kind: Kind) -> None:
-        """With a limit that is kept, a call brings what it brings without one."""
-        service = kind(["in time"], attempt_timeout=LIMIT)
+    @each_way
+    def test_a_provider_in_time_is_served(self, way: Way) -> None:
+        """With a limit that is kept, a call returns what it returns without one."""
+        service = Service(way, ["in time"], attempt_timeout=LIMIT)
         backup = service.add("backup", ["in time"])
 
         assert service.call() == "in time"
         assert service.call() == "in time"
-        assert service.asked(service.primary) == 2
-        assert service.asked(backup) == 0
+        assert len(service.primary.calls) == 2
+        assert len(backup.calls) == 0
 
 
 class TestSettings:
     """The limit of the group, of one provider, and of the primary."""
 
-    @each_kind
-    def test_each_provider_may_have_its_own(self, kind: Kind, hang: Hang) -> None:
+    @each_way
+    def test_each_provider_may_have_its_own(self, way: Way, hang: Hang) -> None:
         """The limit of a provider overrides that of the group, also for the primary."""
-        service = kind([hang, "late"], config=settings(0.01), attempt_timeout=0.02)
+        config = FallbackConfig(attempt_timeout=0.01)
+        service = Service(way, [hang, "late"], config=config, attempt_timeout=0.02)
         service.add("own", [hang, "late"], attempt_timeout=timedelta(milliseconds=30))
         service.add("group's", [hang, "late"], attempt_timeout=None)
 
@@ -543,9 +380,9 @@ class TestSettings:
         }
         assert limits == {"primary": 0.02, "own": 0.03, "group's": 0.01}
 
-    @each_kind
+    @each_way
     def test_without_a_limit_there_is_no_thread(
-        self, kind: Kind, monkeypatch: pytest.MonkeyPatch
+        self, way: Way, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Without a limit, and with one of 0, providers are called in the caller's own thread."""
         started: list[threading.Thread] = []
@@ -553,115 +390,133 @@ class TestSettings:
         threads: list[threading.Thread] = []
         step: Step = [lambda: threads.append(threading.current_thread()), "in time"]
         failing: Step = [step[0], ConnectionError()]
-        without = kind(failing)
+        without = Service(way, failing)
         without.add("backup", step, attempt_timeout=None)
-        switched_off = kind(failing, config=settings(SHORT), attempt_timeout=0)
+        config = FallbackConfig(attempt_timeout=SHORT)
+        switched_off = Service(way, failing, config=config, attempt_timeout=0)
         switched_off.add("backup", step, attempt_timeout=timedelta(0))
 
         assert [without.call(), switched_off.call()] == ["in time", "in time"]
         assert threads == [threading.current_thread()] * 4
         assert started == []
 
-    @each_kind
-    @pytest.mark.parametrize("limit", [-1, float("nan"), float("inf")])
-    def test_what_cannot_be_a_limit_is_refused(self, kind: Kind, limit: float) -> None:
-        """A limit that is negative or not finite is refused by name, wherever it is given."""
-        service = kind(["in time"])
+    @pytest.mark.parametrize("way", [EXECUTE, WAYS["session"], WAYS["speech"]])
+    def test_what_cannot_be_a_limit_is_refused(self, way: Way) -> None:
+        """A negative limit is refused, and the error names the argument."""
+        service = Service(way, ["in time"])
 
         with pytest.raises(ValueError, match="attempt_timeout"):
-            kind(["in time"], attempt_timeout=limit)
+            Service(way, ["in time"], attempt_timeout=-1)
         with pytest.raises(ValueError, match="attempt_timeout"):
-            service.add("backup", ["in time"], attempt_timeout=limit)
+            service.add("backup", ["in time"], attempt_timeout=-1)
         assert list(service.group.breakers) == ["primary"]
 
+    def test_the_error(self, hang: Hang) -> None:
+        """A timeout is an error of this library and a `TimeoutError`, with name and limit."""
+        service = Service(EXECUTE, [hang, "late"], attempt_timeout=SHORT)
 
-class TestWhatComesTooLate:
-    """An abandoned call goes on, and nobody hears of it."""
+        with pytest.raises(AllFailedError) as caught:
+            service.call()
 
-    @each_kind
-    def test_a_late_success_is_dropped(self, kind: Kind, hang: Hang) -> None:
-        """What a call brings in the end changes neither the answer nor the breaker."""
-        reports: list[tuple[str, Outcome]] = []
-        config = settings(
-            SHORT,
-            max_failures=2,
-            on_attempt=lambda attempt: reports.append((attempt.provider, attempt.outcome)),
-        )
+        error = caught.value.failures["primary"]
+        assert isinstance(error, AttemptTimeoutError)
+        assert isinstance(error, ResilienceError)
+        assert isinstance(error, TimeoutError)
+        assert caught.value.__cause__ is error
+        assert (error.provider, error.timeout) == ("primary", SHORT)
+
+
+class TestLateResults:
+    """What an abandoned call returns or raises is discarded."""
+
+    @each_way
+    def test_success(self, way: Way, hang: Hang) -> None:
+        """A late success changes neither the answer nor the breaker."""
+        recorder = settings(SHORT, max_failures=2)
         never, released = Hang(), Freed()
-        service = kind([hang, "late"], [never, "later"], config=config)
+        service = Service(way, [hang, "late"], [never, "later"], config=recorder.config)
         service.add("backup", ["in time"])
 
         answer = tracked(service.call, released.tell)
         hang.over.set()
-        assert released.wait(LIMIT)
+        assert released.wait(TIMEOUT)
 
         assert answer == "in time"
-        assert reports == [("primary", Outcome.FAILED), ("backup", Outcome.SUCCEEDED)]
+        assert recorder.outcomes() == [
+            ("primary", Outcome.FAILED),
+            ("backup", Outcome.SUCCEEDED),
+        ]
         assert service.call() == "in time"
         assert service.state is State.OPEN  # the success in between did not reset the count
         never.over.set()
 
-    @each_kind
-    def test_a_late_failure_does_not_count_again(self, kind: Kind, hang: Hang) -> None:
+    @each_way
+    def test_failure(self, way: Way, hang: Hang) -> None:
         """An attempt that has timed out has failed once, whatever it raises later."""
-        reports: list[tuple[str, Outcome]] = []
-        config = settings(
-            SHORT,
-            max_failures=2,
-            on_attempt=lambda attempt: reports.append((attempt.provider, attempt.outcome)),
-        )
-        released = Freed()
-        service = kind([hang, fail], config=config)
+        recorder, released = settings(SHORT, max_failures=2), Freed()
+        service = Service(way, [hang, refuse], config=recorder.config)
         service.add("backup", ["in time"])
 
         tracked(service.call, released.tell)
         hang.over.set()
-        assert released.wait(LIMIT)
+        assert released.wait(TIMEOUT)
 
-        assert reports == [("primary", Outcome.FAILED), ("backup", Outcome.SUCCEEDED)]
+        assert recorder.outcomes() == [
+            ("primary", Outcome.FAILED),
+            ("backup", Outcome.SUCCEEDED),
+        ]
         assert service.state is State.CLOSED
 
     @each_stream
-    @pytest.mark.parametrize("end", ["late", fail])
-    def test_a_late_stream_is_closed_once(
-        self, kind: Kind, hang: Hang, end: str | Callable[[], None]
-    ) -> None:
+    @pytest.mark.parametrize("end", ["late", refuse])
+    def test_closed_once(self, way: Way, hang: Hang, end: str | Callable[[], NoReturn]) -> None:
         """A stream or a session that comes too late is closed exactly once, if there is one."""
         released = Freed()
-        service = kind([hang, end], config=settings(SHORT))
+        service = Service(way, [hang, end], attempt_timeout=SHORT)
         service.add("backup", ["in time"])
 
         tracked(service.call, released.tell)
         before = sum(service.closings())
         hang.over.set()
-        assert released.wait(LIMIT)
+        assert released.wait(TIMEOUT)
 
         assert before == 0 or not hang.entered.is_set()  # or it hung even before that
         assert set(service.closings()) <= {1}
         if end == "late":
             assert service.closings() == [1]
 
-    def test_a_late_session_is_closed_by_the_worker(self, hang: Hang) -> None:
-        """Whoever has waited long enough for a session does not wait for its closing."""
-        closing, provider = Hang(), HungSTT(hang)
-        provider.session.on_close = closing
-        released = Freed()
-        group = STTFallback(provider, "primary", attempt_timeout=SHORT)
+    def test_a_session_is_closed_by_the_worker(self, hang: Hang) -> None:
+        """The caller who has abandoned a session does not wait for its closing."""
+        closing, released = Hang(), Freed()
+        threads: list[threading.Thread] = []
+
+        class Late(Handle):
+            @override
+            def close(self) -> None:
+                threads.append(threading.current_thread())
+                closing()
+
+        def start() -> stt.SessionHandle:
+            threads.append(threading.current_thread())
+            hang()
+            return Late()
+
+        group = STTFallback(Recogniser(start), "primary", attempt_timeout=SHORT)
         group.add_fallback("backup", FakeSTT())
 
         tracked(lambda: group.start_stream(stt.StreamConfig()).provider, released.tell)
         hang.over.set()
-        assert closing.entered.wait(LIMIT)
+        assert closing.entered.wait(TIMEOUT)
         closing.over.set()
-        assert released.wait(LIMIT)
+        assert released.wait(TIMEOUT)
 
-        (closer,) = provider.session.closers
-        assert closer is provider.thread
+        starter, closer = threads
+        assert starter is closer
         assert closer is not threading.current_thread()
 
     @pytest.mark.parametrize("lazy", [False, True])
-    def test_a_late_stream_is_closed_by_the_worker(self, hang: Hang, *, lazy: bool) -> None:
-        """Whoever has waited long enough for a first item does not wait for the closing."""
+    def test_a_stream_is_closed_by_the_worker(self, hang: Hang, *, lazy: bool) -> None:
+        """The caller who has abandoned a first item does not wait for the closing."""
         late, released = LateStream(hang), Freed()
         group = FallbackGroup[Iterable[str]](late, "primary", attempt_timeout=SHORT)
         group.add_fallback("backup", ["in time"], attempt_timeout=0)
@@ -671,18 +526,58 @@ class TestWhatComesTooLate:
 
         answer = tracked(read, released.tell)
         hang.over.set()
-        assert released.wait(LIMIT)
+        assert released.wait(TIMEOUT)
 
         assert answer == "in time"
         assert len(late.closers) == 1
         assert late.closers[0] is not threading.current_thread()
 
+    def test_opened_too_late(self, hang: Hang) -> None:
+        """A stream that is opened too late is closed without being asked for an item."""
+        asked: list[bool] = []
+        late, released = LateStream(lambda: asked.append(True)), Freed()
+
+        def open_late(_provider: object) -> Iterator[str]:
+            hang()
+            return late
+
+        group = FallbackGroup("a", "a", attempt_timeout=SHORT)
+
+        def read() -> None:
+            with pytest.raises(AllFailedError):
+                group.stream(open_late)
+
+        tracked(read, released.tell)
+        hang.over.set()
+
+        assert released.wait(TIMEOUT)
+        assert len(late.closers) == 1
+        assert asked == []
+
+    @pytest.mark.usefixtures("no_gc")
+    def test_no_worker_for_the_first_item(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A stream that is open, but cannot be read because too many calls hang, is closed."""
+        provider = FakeLLM(["primary"])
+        recorder = Recorder(attempt_timeout=LIMIT)
+        group = FallbackGroup(provider, "primary", recorder.config)
+        group.add_fallback("second", FakeLLM(["second"]), attempt_timeout=0)
+        stream = group.stream(lambda model: model.stream_completion(REQUEST), lazy=True)
+        monkeypatch.setattr("resilience._failover.workers.MAX_ABANDONED", 0)
+
+        assert _joined(stream) == "second"
+
+        assert [each.closed for each in provider.streams] == [1]
+        assert [str(attempt.error) for attempt in recorder.attempts] == [
+            "'primary' was not called: 0 abandoned calls still hang",
+            "None",
+        ]
+
 
 class LateStream(Iterator[str]):
-    """A stream whose first item hangs."""
+    """A stream whose items hang, and which records the threads that close it."""
 
-    def __init__(self, hang: Hang) -> None:
-        """Prepare to hang."""
+    def __init__(self, hang: Callable[[], object]) -> None:
+        """Call a function for each item."""
         self.closers: list[threading.Thread] = []
         self._hang = hang
 
@@ -696,174 +591,131 @@ class LateStream(Iterator[str]):
         self.closers.append(threading.current_thread())
 
 
-class RecordingSession(stt.SessionHandle):
-    """A session that records in which threads it is closed."""
-
-    def __init__(self) -> None:
-        """Make a session that is open."""
-        self.closers: list[threading.Thread] = []
-        self.on_close: Callable[[], object] = bool
-
-    @override
-    def send_audio(self, audio: bytes) -> None:
-        raise NotImplementedError
-
-    @override
-    def partials(self) -> Iterator[stt.Transcript]:
-        raise NotImplementedError
-
-    @override
-    def finals(self) -> Iterator[stt.Transcript]:
-        raise NotImplementedError
-
-    @override
-    def set_keywords(self, keywords: Sequence[stt.Keyword]) -> None:
-        raise NotImplementedError
-
-    @override
-    def close(self) -> None:
-        self.closers.append(threading.current_thread())
-        self.on_close()
-
-
-class HungSTT(stt.Provider):
-    """A recogniser that hangs before it starts a session."""
-
-    def __init__(self, hang: Hang) -> None:
-        """Prepare to hang."""
-        self.session = RecordingSession()
-        self.thread: threading.Thread | None = None
-        self._hang = hang
-
-    @override
-    def start_stream(self, config: stt.StreamConfig) -> RecordingSession:
-        self.thread = threading.current_thread()
-        self._hang()
-        return self.session
-
-
 class TestTheBreaker:
     """A timeout is a failure of the provider."""
 
-    @each_kind
-    def test_a_hung_provider_opens_its_breaker(self, kind: Kind, hang: Hang) -> None:
-        """After `max_failures` timeouts a provider is not touched any more."""
+    @each_way
+    def test_a_hung_provider_opens_its_breaker(self, way: Way, hang: Hang) -> None:
+        """After `max_failures` timeouts a provider is not called any more."""
         released = Freed(10)
-        service = kind([hang, "late"], config=settings(SHORT, max_failures=2))
+        recorder = settings(SHORT, max_failures=2)
+        service = Service(way, [hang, "late"], config=recorder.config)
         service.add("backup", ["in time"])
 
         answers = [tracked(service.call, released.tell) for _ in range(10)]
         state = service.state
         hang.over.set()
-        assert released.wait(LIMIT)
+        assert released.wait(TIMEOUT)
 
         assert answers == ["in time"] * 10
         assert state is State.OPEN
-        assert service.asked(service.primary) == 2
+        assert len(service.primary.calls) == 2
 
-    @each_kind
-    @pytest.mark.parametrize(
-        "failure_on", [OSError, (ConnectionError,), (KeyError, ConnectionError), ValueError]
-    )
-    def test_it_counts_whatever_types_do(
-        self, kind: Kind, hang: Hang, failure_on: type[Exception] | tuple[type[Exception], ...]
-    ) -> None:
-        """No client's exceptions include a timeout, so it counts, and moves on, with any types."""
+    @each_way
+    def test_it_counts_whatever_the_types(self, way: Way, hang: Hang) -> None:
+        """A timeout counts and fails over, whichever types the settings name."""
         config = FallbackConfig(
-            circuit_breaker=CircuitBreakerConfig(max_failures=1, failure_on=failure_on),
-            fallback_on=failure_on,
+            circuit_breaker=CircuitBreakerConfig(max_failures=1, failure_on=(KeyError,)),
+            fallback_on=KeyError,
             attempt_timeout=0.01,
         )
-        service = kind([hang, "late"], config=config)
+        service = Service(way, [hang, "late"], config=config)
         service.add("backup", ["in time"])
 
         assert service.call() == "in time"
         assert service.state is State.OPEN
 
-    @each_kind
-    def test_a_predicate_is_asked(self, kind: Kind, hang: Hang) -> None:
-        """A predicate decides about a timeout like about anything else."""
-        asked: list[Exception] = []
+    @pytest.mark.parametrize("way", [EXECUTE, WAYS["stream"], WAYS["session"]])
+    def test_a_predicate_decides(self, way: Way, hang: Hang) -> None:
+        """A predicate is called for a timeout like for any other exception."""
+        errors: list[Exception] = []
 
-        def refuse(error: Exception) -> bool:
-            asked.append(error)
+        def is_included(error: Exception) -> bool:
+            errors.append(error)
             return False
 
         config = FallbackConfig(
-            circuit_breaker=CircuitBreakerConfig(max_failures=1, failure_on=refuse),
-            fallback_on=refuse,
+            circuit_breaker=CircuitBreakerConfig(max_failures=1, failure_on=is_included),
+            fallback_on=is_included,
             attempt_timeout=0.01,
         )
-        service = kind([hang, "late"], config=config)
+        service = Service(way, [hang, "late"], config=config)
         service.add("backup", ["in time"])
 
         with pytest.raises(AttemptTimeoutError, match="'primary' did not answer"):
             service.call()
 
-        assert len(asked) == 2
+        assert len(errors) == 2
         assert service.state is State.CLOSED
 
-    @each_kind
-    def test_a_probe_that_hangs(self, kind: Kind, hang: Hang) -> None:
+    @each_way
+    def test_a_probe_that_hangs(self, way: Way, hang: Hang) -> None:
         """A probe that hangs opens the breaker again, and a later one closes it."""
-        clock, released = ManualClock(), Freed(2)
-        config = settings(FAIR, max_failures=1, clock=clock)
-        service = kind([fail], [hang, "late"], ["in time"], config=config)
+        recorder, released = settings(FAIR, max_failures=1), Freed(2)
+        service = Service(way, [refuse], [hang, "late"], ["in time"], config=recorder.config)
         service.add("backup", ["from the backup"])
         states: list[State] = []
 
         answers = [tracked(service.call, released.tell)]
         states.append(service.state)
-        clock.advance(30.0)
+        recorder.clock.advance(30.0)
         answers.append(tracked(service.call, released.tell))
         states.append(service.state)
-        clock.advance(30.0)
-        hang.over.set()  # what the hung probe brings now belongs to a period that is over
-        assert released.wait(LIMIT)
+        recorder.clock.advance(30.0)
+        hang.over.set()  # the result of the hung probe belongs to a period that has ended
+        assert released.wait(TIMEOUT)
         states.append(service.state)
 
         assert answers == ["from the backup"] * 2
         assert states == [State.OPEN, State.OPEN, State.HALF_OPEN]
-        assert recovers(service, clock)
+        assert recovers(service, recorder)
 
     def test_probes_that_hang_at_once(self, hang: Hang) -> None:
         """However many probes hang at the same time, the breaker recovers."""
-        clock = ManualClock()
-        config = settings(FAIR, max_failures=1, half_open_max=3, clock=clock)
-        service = Execute([fail], [hang, "late"], config=config)
+        recorder = settings(FAIR, max_failures=1, half_open_max=3)
+        service = Service(EXECUTE, [refuse], [hang, "late"], config=recorder.config)
         service.add("backup", ["from the backup"])
         service.call()
-        clock.advance(30.0)
-        answers: list[str] = []
-        callers = [
-            threading.Thread(target=lambda: answers.append(service.call()), daemon=True)
-            for _ in range(3)
-        ]
+        recorder.clock.advance(30.0)
 
-        for caller in callers:
-            caller.start()
-        for caller in callers:
-            caller.join(LIMIT)
+        answers = in_threads([service.call] * 3)
         state = service.state
         hang.over.set()
 
         assert answers == ["from the backup"] * 3
         assert state is State.OPEN
-        assert recovers(service, clock)
+        assert recovers(service, recorder)
 
-    def test_counting_tokens_is_bounded_and_no_evidence(self, hang: Hang) -> None:
+    def test_counting_tokens_is_bounded_and_not_recorded(self, hang: Hang) -> None:
         """A model that hangs while it counts costs one timeout, and its breaker stays closed."""
-        group = LLMFallback(HungLLM(hang), "primary", settings(SHORT, max_failures=1))
+
+        class Hung(Model):
+            @override
+            def count_tokens(self, messages: Sequence[llm.Message]) -> int:
+                hang()
+                return 0
+
+        group = LLMFallback(Hung(), "primary", settings(SHORT, max_failures=1).config)
         group.add_fallback("backup", FakeLLM(), attempt_timeout=0)
 
-        counted = group.count_tokens(REQUEST.messages)
-
-        assert counted == 1
+        assert group.count_tokens(REQUEST.messages) == 1
         assert group.breakers["primary"].state is State.CLOSED
 
     def test_voices_are_bounded(self, hang: Hang) -> None:
-        """A synthesiser that hangs while it lists or makes voices is given up."""
-        group = TTSFallback(HungTTS(hang), "primary", settings(SHORT))
+        """A synthesiser that hangs while it lists or clones voices is abandoned."""
+
+        class Hung(Synthesiser):
+            @override
+            def list_voices(self) -> Sequence[tts.VoiceProfile]:
+                hang()
+                return ()
+
+            @override
+            def clone_voice(self, samples: Sequence[bytes]) -> tts.VoiceProfile:
+                hang()
+                return VOICE
+
+        group = TTSFallback(Hung(refuse), "primary", attempt_timeout=SHORT)
         group.add_fallback("backup", FakeTTS(voices=[VOICE]), attempt_timeout=0)
 
         assert group.list_voices() == (VOICE,)
@@ -871,102 +723,89 @@ class TestTheBreaker:
         assert not hang.over.is_set()
 
 
-def recovers(service: Service[Any, Any], clock: ManualClock) -> bool:
-    """Tell whether the primary comes back, if need be after some more probes."""
+def recovers(service: Service, recorder: Recorder) -> bool:
+    """Return whether the primary is used again, if necessary after some more probes."""
     for _ in range(TRIES):
-        clock.advance(30.0)
+        recorder.clock.advance(30.0)
         service.call()
         if service.state is State.CLOSED:
             return True
     return False
 
 
-class HungLLM(llm.Provider):
-    """A model that hangs in every method."""
+class TestManyCalls:
+    """No more than 64 calls of a provider are left hanging."""
 
-    def __init__(self, hang: Hang) -> None:
-        """Prepare to hang."""
-        self._hang = hang
+    def test_one_after_the_other(self, hang: Hang) -> None:
+        """With 64 calls hanging, further ones fail at once, until some of them return."""
+        before, released = set(threading.enumerate()), Freed(64)
+        reports: Counter[tuple[str, type]] = Counter()
+        config = FallbackConfig(
+            circuit_breaker=CircuitBreakerConfig(max_failures=10**6),
+            attempt_timeout=0.01,
+            on_attempt=lambda attempt: reports.update([(attempt.provider, type(attempt.error))]),
+        )
+        service = Service(EXECUTE, [hang, "late"], config=config)
+        service.add("backup", ["in time"])
 
-    @override
-    def complete(self, request: llm.CompletionRequest) -> llm.CompletionResponse:
-        raise NotImplementedError
+        answers = [tracked(service.call, released.tell) for _ in range(64)]
+        begin = monotonic()
+        answers += [service.call() for _ in range(1000 - 64)]
+        took = monotonic() - begin
+        hanging = len(set(threading.enumerate()) - before)
+        first_reports = dict(reports)
+        hang.over.set()
+        assert released.wait(TIMEOUT)
 
-    @override
-    def stream_completion(self, request: llm.CompletionRequest) -> Iterable[llm.Chunk]:
-        raise NotImplementedError
+        assert answers == ["in time"] * 1000
+        assert hanging == 64
+        assert len(service.primary.calls) == 64
+        assert first_reports == {
+            ("primary", AttemptTimeoutError): 1000,
+            ("backup", type(None)): 1000,
+        }
+        assert took < (1000 - 64) * 0.01 / 2
+        assert any(service.call() == "late" for _ in range(1000))
+        assert len(set(threading.enumerate()) - before) <= 65
 
-    @override
-    def count_tokens(self, messages: Sequence[llm.Message]) -> int:
-        self._hang()
-        return 0
+    def test_at_the_same_time(self, hang: Hang, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Calls that start at the same time may be more than 64; after them no other starts."""
+        callers, is_held = 70, True
+        monkeypatch.setattr(
+            "resilience._failover.attempts.monotonic", lambda: 0.0 if is_held else monotonic()
+        )
+        all_hang = threading.Barrier(callers + 1)
+        calls: list[str] = []
 
-    @override
-    def capabilities(self) -> llm.ModelCapabilities:
-        raise NotImplementedError
+        def hang_together(provider: str) -> None:
+            calls.append(provider)
+            if len(calls) <= callers:
+                all_hang.wait(TIMEOUT)
+                hang()
 
+        group = FallbackGroup("hung", "0", settings(0.05, max_failures=1000).config)
 
-class HungTTS(tts.Provider):
-    """A synthesiser that hangs where it is asked for voices."""
+        def fail() -> None:
+            with pytest.raises(AllFailedError):
+                group.execute(hang_together)
 
-    def __init__(self, hang: Hang) -> None:
-        """Prepare to hang."""
-        self._hang = hang
+        def release() -> None:
+            nonlocal is_held
+            all_hang.wait(TIMEOUT)
+            is_held = False
 
-    @override
-    def synthesize_stream(self, text: Iterable[str], voice: tts.VoiceProfile) -> Iterable[bytes]:
-        raise NotImplementedError
+        in_threads([*[fail] * callers, release])
 
-    @override
-    def list_voices(self) -> Sequence[tts.VoiceProfile]:
-        self._hang()
-        return ()
+        fail()
 
-    @override
-    def clone_voice(self, samples: Sequence[bytes]) -> tts.VoiceProfile:
-        self._hang()
-        return VOICE
-
-
-def test_ten_thousand_calls_to_a_hanging_provider(hang: Hang) -> None:
-    """No more than 64 calls are left hanging, further ones fail at once, until some come back."""
-    before = set(threading.enumerate())
-    released = Freed(64)
-    reports: Counter[tuple[str, type]] = Counter()
-    config = settings(
-        0.01,
-        max_failures=10**6,
-        on_attempt=lambda attempt: reports.update([(attempt.provider, type(attempt.error))]),
-    )
-    service = Execute([hang, "late"], config=config)
-    service.add("backup", ["in time"])
-
-    begin = monotonic()
-    answers = [tracked(service.call, released.tell) for _ in range(64)]
-    answers += [service.call() for _ in range(10_000 - 64)]
-    took = monotonic() - begin
-    hanging = len(set(threading.enumerate()) - before)
-    first_reports = dict(reports)
-    hang.over.set()
-    assert released.wait(LIMIT)
-
-    assert answers == ["in time"] * 10_000
-    assert hanging == 64
-    assert service.asked(service.primary) == 64
-    assert first_reports == {
-        ("primary", AttemptTimeoutError): 10_000,
-        ("backup", type(None)): 10_000,
-    }
-    assert took < 10_000 * 0.01 / 2  # 64 timeouts, and the rest failed at once
-    assert any(service.call() == "late" for _ in range(1000))
-    assert len(set(threading.enumerate()) - before) <= 65
+        assert len(calls) == callers
 
 
 class TestTheCallersContext:
     """What belongs to the caller, and how long."""
 
-    @each_kind
-    def test_context_variables_reach_the_provider(self, kind: Kind) -> None:
+    @each_way
+    def test_context_variables_reach_the_provider(self, way: Way) -> None:
         """A provider sees the caller's context variables, and what it sets is its own."""
         variable: ContextVar[str] = ContextVar("variable", default="default")
         seen: list[tuple[str, threading.Thread]] = []
@@ -975,7 +814,7 @@ class TestTheCallersContext:
             seen.append((variable.get(), threading.current_thread()))
             variable.set("the provider's")
 
-        service = kind([look, "in time"], attempt_timeout=LIMIT)
+        service = Service(way, [look, "in time"], attempt_timeout=LIMIT)
 
         def call_as(name: str) -> tuple[str, str]:
             variable.set(name)
@@ -988,21 +827,16 @@ class TestTheCallersContext:
         assert threading.current_thread() not in [thread for _, thread in seen]
 
     @pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="needs pthread_kill")
-    @each_kind
+    @each_way
     def test_an_interruption_of_the_waiting_caller(
-        self, kind: Kind, hang: Hang, interrupter: Interrupter
+        self, way: Way, hang: Hang, interrupter: Interrupter
     ) -> None:
-        """It passes on at once, and the attempt has neither succeeded nor failed."""
-        clock = ManualClock()
-        reports: list[tuple[str, Outcome]] = []
-        config = settings(
-            LIMIT,
-            max_failures=1,
-            clock=clock,
-            on_attempt=lambda attempt: reports.append((attempt.provider, attempt.outcome)),
-        )
+        """It is raised at once, and the attempt has neither succeeded nor failed."""
+        recorder = settings(LIMIT, max_failures=1)
         interrupted: Step = [interrupter, hang, "late"]
-        service = kind(interrupted, [ConnectionError()], interrupted, ["in time"], config=config)
+        service = Service(
+            way, interrupted, [ConnectionError()], interrupted, ["in time"], config=recorder.config
+        )
         service.add("backup", ["from the backup"])
 
         begin = monotonic()
@@ -1010,19 +844,19 @@ class TestTheCallersContext:
             service.call()
         closed = service.state
         service.call()
-        clock.advance(30.0)
+        recorder.clock.advance(30.0)
         with pytest.raises(KeyboardInterrupt):
             service.call()
         half_open = service.state
         took = monotonic() - begin
-        answer = service.call()  # the only slot has been given back
+        answer = service.call()  # the only slot was released
 
-        assert took < LIMIT / 3
+        assert took < TIMEOUT / 3
         assert closed is State.CLOSED
         assert half_open is State.HALF_OPEN
         assert answer == "in time"
         assert service.state is State.CLOSED
-        assert reports == [
+        assert recorder.outcomes() == [
             ("primary", Outcome.CANCELLED),
             ("primary", Outcome.FAILED),
             ("backup", Outcome.SUCCEEDED),
@@ -1030,312 +864,231 @@ class TestTheCallersContext:
             ("primary", Outcome.SUCCEEDED),
         ]
 
-    @each_kind
-    def test_errors_keep_their_traceback(self, kind: Kind) -> None:
-        """The function of the provider that raised is in the traceback, and so is the caller."""
-
-        def lose_the_connection() -> None:
-            raise ConnectionError
-
-        service = kind([lose_the_connection], attempt_timeout=LIMIT)
+    @each_way
+    def test_errors_keep_their_traceback(self, way: Way) -> None:
+        """The function of the provider that raised is in the traceback."""
+        service = Service(way, [refuse], attempt_timeout=LIMIT)
 
         with pytest.raises(AllFailedError) as caught:
             service.call()
 
         error = caught.value.failures["primary"]
-        names = [frame.name for frame in traceback.extract_tb(error.__traceback__)]
         assert type(error) is ConnectionError
-        assert names[-1] == "lose_the_connection"
+        assert traceback.extract_tb(error.__traceback__)[-1].name == "refuse"
 
-    def test_a_refused_error_keeps_its_traceback(self) -> None:
-        """An error that goes straight to the caller leads from the call to the provider."""
+    def test_an_error_that_does_not_fail_over_keeps_its_traceback(self) -> None:
+        """The traceback of an error that is raised to the caller leads from call to provider."""
+        config = FallbackConfig(fallback_on=KeyError, attempt_timeout=LIMIT)
 
-        def refuse() -> str:
-            raise KeyError
-
-        config = FallbackConfig(fallback_on=ConnectionError, attempt_timeout=LIMIT)
-        group = FallbackGroup(refuse, "primary", config)
-
-        with pytest.raises(KeyError) as caught:
-            group.execute(lambda provider: provider())
+        with pytest.raises(ConnectionError) as caught:
+            grouped(refuse, config=config).execute(call)
 
         names = [frame.name for frame in traceback.extract_tb(caught.value.__traceback__)]
-        assert names[0] == "test_a_refused_error_keeps_its_traceback"
+        assert names[0] == "test_an_error_that_does_not_fail_over_keeps_its_traceback"
         assert names[-1] == "refuse"
 
     @pytest.mark.usefixtures("no_gc")
-    @each_kind
-    @pytest.mark.parametrize("way", ["served", "failed", "hung"])
-    def test_a_request_dies_with_its_call(self, kind: Kind, hang: Hang, way: str) -> None:
-        """No cycle of references keeps what a call was about, once its provider is done."""
+    @each_way
+    @pytest.mark.parametrize("end", ["served", "failed", "hung"])
+    def test_a_request_is_freed_after_its_call(self, way: Way, hang: Hang, end: str) -> None:
+        """No cycle of references keeps a request alive, once its provider has ended."""
         steps: dict[str, Step] = {
             "served": ["in time"],
-            "failed": [fail],
+            "failed": [refuse],
             "hung": [hang, "late"],
         }
         released = Freed()
-        service = kind(steps[way], attempt_timeout=SHORT if way == "hung" else LIMIT)
+        service = Service(way, steps[end], attempt_timeout=SHORT if end == "hung" else LIMIT)
         service.add("backup", ["in time"])
 
         answer = tracked(service.call, released.tell)
         hang.over.set()
 
         assert answer == "in time"
-        assert released.wait(LIMIT / 3)
+        assert released.wait(TIMEOUT)
 
     @pytest.mark.usefixtures("no_gc")
     @pytest.mark.parametrize("error", [ConnectionError, KeyError, SystemExit])
-    def test_a_request_dies_with_its_error(self, error: type[BaseException]) -> None:
-        """Nor does an error keep it, once the caller has let go of the error."""
+    def test_a_request_is_freed_with_its_error(self, error: type[BaseException]) -> None:
+        """An error does not keep the request alive, once the caller has dropped the error."""
         released = Freed()
         config = FallbackConfig(fallback_on=ConnectionError, attempt_timeout=LIMIT)
+        group = FallbackGroup("a", "a", config)
+        group.add_fallback("b", "b")
 
-        def refuse(_token: Token) -> None:
+        def fail(_token: Token) -> NoReturn:
             raise error
-
-        group = FallbackGroup(refuse, "primary", config)
-        group.add_fallback("second", refuse)
 
         def call() -> None:
             token = Token()
             weakref.finalize(token, released.tell)
             try:
-                group.execute(lambda provider: provider(token))
+                group.execute(lambda _: fail(token))
             except (AllFailedError, KeyError, SystemExit):
                 return
 
         call()
 
-        assert released.wait(LIMIT / 3)
-
-
-class ReadsAhead(tts.Provider):
-    """A synthesiser that reads the text in a thread of its own, and then does something else."""
-
-    def __init__(self, act: Callable[[], object], has_read: Callable[[], object]) -> None:
-        """Make one that tells when it has read the text."""
-        self._act = act
-        self._has_read = has_read
-
-    @override
-    def synthesize_stream(self, text: Iterable[str], voice: tts.VoiceProfile) -> Iterator[bytes]:
-        """Begin to read at once."""
-
-        def read() -> None:
-            list(text)
-            self._has_read()
-
-        threading.Thread(target=read, daemon=True).start()
-        return self._audio()
-
-    @override
-    def list_voices(self) -> Sequence[tts.VoiceProfile]:
-        """Have none."""
-        return ()
-
-    @override
-    def clone_voice(self, samples: Sequence[bytes]) -> tts.VoiceProfile:
-        """Make none."""
-        raise NotImplementedError
-
-    def _audio(self) -> Iterator[bytes]:
-        self._act()
-        yield b"late"
+        assert released.wait(TIMEOUT)
 
 
 class TestSpeech:
-    """Speech keeps its words, and a synthesiser is not blamed for a slow text."""
+    """The time in which a synthesiser waits for the text is not part of its limit."""
 
-    def test_a_hung_synthesiser_that_reads_on_gets_nothing(self) -> None:
-        """If it wakes later and reads on, the one that speaks instead loses nothing."""
+    def test_a_hung_synthesiser_that_reads_again(self) -> None:
+        """A synthesiser that reads on after it was abandoned takes nothing from the next one."""
         words = [f"{number} " for number in range(10)]
 
         def speak() -> tuple[str, list[list[str]]]:
-            hang, released, heard = Hang(), threading.Event(), list[bytes]()
+            hang, released = Hang(), threading.Event()
             hung = FakeTTS([ReadText(3), hang, ReadText(10), released.set, b"late"])
             group = TTSFallback(hung, "primary", attempt_timeout=SHORT)
             group.add_fallback("backup", FakeTTS(), attempt_timeout=0)
             stream = group.synthesize_stream(iter(words), VOICE)
-            heard.extend((next(stream), next(stream)))
+            audio = [next(stream), next(stream)]
             hang.over.set()
-            assert released.wait(LIMIT) or not hung.texts
-            heard.extend(stream)
-            return b"".join(heard).decode(), hung.texts
+            assert released.wait(TIMEOUT) or not hung.texts
+            return b"".join([*audio, *stream]).decode(), hung.texts
 
-        spoken = [speak()]
-        while spoken[-1][1] != [words[:3]] and len(spoken) < TRIES:
-            spoken.append(speak())  # it was given up even before it could hang
+        results = [speak()]
+        while results[-1][1] != [words[:3]] and len(results) < TRIES:
+            results.append(speak())  # it was abandoned even before it could hang
 
-        assert {heard for heard, _ in spoken} == {"".join(words)}
-        assert spoken[-1][1] == [words[:3]]
+        assert {audio for audio, _ in results} == {"".join(words)}
+        assert results[-1][1] == [words[:3]]
 
     @pytest.mark.parametrize("script", [None, [ReadText(2), b"One two."]])
-    def test_a_slow_text_is_not_the_synthesisers_fault(
-        self, script: Sequence[ReadText | bytes] | None
+    def test_a_slow_text(
+        self, script: Sequence[ReadText | bytes] | None, watched: WatchedClock
     ) -> None:
-        """The time in which the text's own source keeps it waiting does not count."""
+        """A synthesiser that waits for the text's own source does not time out."""
 
-        def slow_text() -> Iterator[str]:
-            let_pass(2 * FAIR)
+        def text() -> Iterator[str]:
+            watched.advance(2 * LIMIT)
             yield "One "
-            let_pass(2 * FAIR)
+            if script:  # else the caller has the first audio, and does not wait
+                watched.advance(2 * LIMIT)
             yield "two."
 
-        group = TTSFallback(FakeTTS(script), "primary", settings(FAIR, max_failures=10**6))
+        group = TTSFallback(FakeTTS(script), "primary", attempt_timeout=LIMIT)
 
-        spoken = in_time(lambda: b"".join(group.synthesize_stream(slow_text(), VOICE)))
+        assert spoken(group, text()) == "One two."
 
-        assert spoken == b"One two."
+    def test_a_synthesiser_that_hangs_after_a_slow_text(
+        self, watched: WatchedClock, hang: Hang
+    ) -> None:
+        """The time after a slow text is part of the limit again."""
 
-    def test_a_synthesiser_that_hangs_after_a_slow_text(self, hang: Hang) -> None:
-        """Nor does a slow text excuse a synthesiser that hangs after it."""
-
-        def slow_text() -> Iterator[str]:
+        def text() -> Iterator[str]:
             yield "One "
-            let_pass(2 * SHORT)
+            watched.advance(2 * LIMIT)
             yield "two."
 
-        group = TTSFallback(FakeTTS([ReadText(2), hang, b"late"]), "primary", settings(SHORT))
+        script: list[TTSItem] = [ReadText(2), lambda: watched.advance(LIMIT), hang, b"late"]
+        recorder = Recorder(attempt_timeout=LIMIT)
+        group = TTSFallback(FakeTTS(script), "primary", recorder.config)
         group.add_fallback("backup", FakeTTS(), attempt_timeout=0)
 
-        assert b"".join(group.synthesize_stream(slow_text(), VOICE)) == b"One two."
-        assert not hang.over.is_set()
+        assert spoken(group, text()) == "One two."
+        assert isinstance(recorder.attempts[0].error, AttemptTimeoutError)
 
-    def test_waiting_before_the_first_next_excuses_nothing(self) -> None:
-        """What a provider's own thread has waited while nobody waited for audio is no credit."""
-        fragments: queue.SimpleQueue[str] = queue.SimpleQueue()
+    @pytest.mark.parametrize("reads", [True, False])
+    def test_time_that_is_not_spent_waiting(
+        self, watched: WatchedClock, hang: Hang, *, reads: bool
+    ) -> None:
+        """Only waiting for the text lengthens the limit."""
 
-        def waited() -> float:
-            hang, has_read = Hang(), threading.Event()
-            group = TTSFallback(ReadsAhead(hang, has_read.set), "primary", attempt_timeout=FAIR)
-            stream = group.synthesize_stream(iter(fragments.get, ""), VOICE)
-            let_pass(5 * FAIR)
-            fragments.put("One.")
-            fragments.put("")
-            assert has_read.wait(LIMIT)
-            begin = monotonic()
-            with pytest.raises(AllFailedError):
-                next(stream)
-            hang.over.set()
-            return monotonic() - begin
+        def speak(text: Iterable[str]) -> Iterator[bytes]:
+            if reads:
+                list(text)
+            watched.advance(LIMIT)
+            hang()
+            yield b"late"
 
-        assert any(waited() < 5 * FAIR for _ in range(TRIES))
+        recorder = Recorder(attempt_timeout=LIMIT)
+        group = TTSFallback(Synthesiser(speak), "0", recorder.config)
+        group.add_fallback("1", FakeTTS(), attempt_timeout=0)
 
-    def test_waiting_excuses_only_the_attempt_that_waits(self) -> None:
-        """What one synthesiser has waited for the text is not given to the next one."""
+        assert spoken(group, ["in time"]) == "in time"
+        assert isinstance(recorder.attempts[0].error, AttemptTimeoutError)
 
-        def slow_text() -> Iterator[str]:
-            let_pass(0.2)
+    def test_waiting_before_the_first_item_is_awaited(
+        self, watched: WatchedClock, hang: Hang
+    ) -> None:
+        """What a provider's own thread has waited before the first `next()` does not count."""
+        is_asked, arrives, is_read = threading.Event(), threading.Event(), threading.Event()
+
+        def text() -> Iterator[str]:
+            is_asked.set()
+            assert arrives.wait(TIMEOUT)
             yield "One."
 
-        def waited() -> float:
-            hang = Hang()
-            group = TTSFallback(FakeTTS([ReadText(1), ConnectionError()]), "primary")
-            group.add_fallback("second", FakeTTS([ReadText(1), hang]), attempt_timeout=0.2)
-            begin = monotonic()
-            with pytest.raises(AllFailedError):
-                list(group.synthesize_stream(slow_text(), VOICE))
-            hang.over.set()
-            return monotonic() - begin
+        def speak(text: Iterable[str]) -> Iterator[bytes]:
+            def read() -> None:
+                list(text)
+                is_read.set()
 
-        assert any(0.4 <= waited() < 0.55 for _ in range(TRIES))
+            threading.Thread(target=read, daemon=True).start()
+            return audio()
 
-
-def test_the_error_tells_who_and_how_long(hang: Hang) -> None:
-    """A timeout is an error of this library and a `TimeoutError`, with the name and the limit."""
-    service = Execute([hang, "late"], attempt_timeout=SHORT)
-
-    with pytest.raises(AllFailedError) as caught:
-        service.call()
-
-    error = caught.value.failures["primary"]
-    assert isinstance(error, AttemptTimeoutError)
-    assert isinstance(error, ResilienceError)
-    assert isinstance(error, TimeoutError)
-    assert caught.value.__cause__ is error
-    assert (error.provider, error.timeout) == ("primary", SHORT)
-
-
-class TestContextOfAStream:
-    """With a limit, a stream is one thing in one context, whichever threads it takes."""
-
-    @pytest.mark.parametrize("way", ["read", "close"])
-    @pytest.mark.parametrize("lazy", [False, True])
-    def test_a_variable_that_is_set_and_reset(self, *, lazy: bool, way: str) -> None:
-        """A provider may set a variable at its beginning, and reset it at its end."""
-        variable: ContextVar[str] = ContextVar("variable", default="the caller's")
-        seen: list[str] = []
-
-        def provide() -> Iterator[str]:
-            token = variable.set("the provider's")
-            try:
-                for item in "abc":
-                    seen.append(variable.get())
-                    yield item
-            finally:
-                variable.reset(token)  # raises in any other context
-                seen.append(variable.get())
-
-        outcomes: list[Outcome] = []
-        config = settings(
-            LIMIT, max_failures=1, on_attempt=lambda attempt: outcomes.append(attempt.outcome)
-        )
-        group = FallbackGroup(provide, "primary", config)
-
-        stream = group.stream(lambda provider: provider(), lazy=lazy)
-        items = list(stream) if way == "read" else [next(stream)]
-        stream.close()
-
-        assert items == list("abc")[: len(items)]
-        assert seen == ["the provider's"] * len(items) + ["the caller's"]
-        assert variable.get() == "the caller's"
-        assert outcomes == [Outcome.SUCCEEDED]
-
-
-class TestGivenUpBetweenOpeningAndTheFirstItem:
-    """What was opened is closed, and is asked for nothing more."""
-
-    @pytest.mark.usefixtures("no_gc")
-    def test_no_worker_for_the_first_item(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A stream that is open, but cannot be read because too many calls hang, is closed."""
-        provider = FakeLLM(["primary"])
-        request = llm.CompletionRequest(messages=())
-        errors: list[str] = []
-        config = settings(LIMIT, on_attempt=lambda attempt: errors.append(str(attempt.error)))
-        group = FallbackGroup[llm.Provider](provider, "primary", config)
-        group.add_fallback("second", FakeLLM(["second"]), attempt_timeout=0)
-        stream = group.stream(lambda model: model.stream_completion(request), lazy=True)
-        monkeypatch.setattr("resilience._failover.workers.MAX_ABANDONED", 0)
-
-        items = list(stream)
-
-        assert [chunk.content for chunk in items] == ["second"]
-        assert [each.closed for each in provider.streams] == [1]
-        assert errors == ["'primary' was not called: 0 abandoned calls still hang", "None"]
-
-    def test_opened_too_late(self, hang: Hang) -> None:
-        """A stream that is opened too late is closed without being asked for an item."""
-        closed = threading.Event()
-        asked: list[str] = []
-
-        class Late(Iterator[str]):
-            @override
-            def __next__(self) -> str:
-                asked.append("an item")
-                return "late"
-
-            def close(self) -> None:
-                closed.set()
-
-        def open_late() -> Iterator[str]:
+        def audio() -> Iterator[bytes]:
+            watched.advance(LIMIT)
             hang()
-            return Late()
+            yield b"late"
 
-        group = FallbackGroup(open_late, "primary", settings(SHORT))
+        group = TTSFallback(Synthesiser(speak), "primary", attempt_timeout=LIMIT)
+        stream = group.synthesize_stream(text(), VOICE)
+        assert is_asked.wait(TIMEOUT)
+        watched.now += 5 * LIMIT
+        arrives.set()
+        assert is_read.wait(TIMEOUT)
 
-        with pytest.raises(AllFailedError):
-            group.stream(lambda provider: provider())
-        hang.over.set()
+        with pytest.raises(AllFailedError) as caught:
+            next(stream)
 
-        assert closed.wait(LIMIT)
-        assert asked == []
+        assert isinstance(caught.value.failures["primary"], AttemptTimeoutError)
+
+    def test_waiting_of_an_earlier_attempt(self, watched: WatchedClock, hang: Hang) -> None:
+        """The time for which one synthesiser has waited does not lengthen the limit of the next."""
+
+        def text() -> Iterator[str]:
+            watched.now += 5 * LIMIT
+            yield "One."
+
+        group = TTSFallback(FakeTTS([ReadText(1), ConnectionError()]), "primary")
+        script: list[TTSItem] = [ReadText(1), lambda: watched.advance(LIMIT), hang]
+        group.add_fallback("second", FakeTTS(script), attempt_timeout=LIMIT)
+
+        with pytest.raises(AllFailedError) as caught:
+            list(group.synthesize_stream(text(), VOICE))
+
+        assert watched.now == 6 * LIMIT
+        assert isinstance(caught.value.failures["second"], AttemptTimeoutError)
+
+    def test_a_hung_synthesiser_that_reads_ahead(self, watched: WatchedClock) -> None:
+        """It is abandoned, although its own thread waits for more of the text."""
+        waits_again, over = threading.Event(), threading.Event()
+
+        def text() -> Iterator[str]:
+            yield "Hello. "
+            waits_again.set()
+            assert over.wait(TIMEOUT)
+
+        def speak(text: Iterable[str]) -> Iterator[bytes]:
+            threading.Thread(target=list, args=(text,), daemon=True).start()
+            assert waits_again.wait(TIMEOUT)
+            watched.advance(LIMIT)
+            assert over.wait(TIMEOUT)
+            yield b"late"
+
+        recorder = Recorder(attempt_timeout=LIMIT)
+        group = TTSFallback(Synthesiser(speak), "hung", recorder.config)
+        group.add_fallback("backup", FakeTTS([b"in time"]), attempt_timeout=0)
+
+        stream = group.synthesize_stream(text(), VOICE)
+        first = next(stream)
+        over.set()
+
+        assert first == b"in time"
+        assert stream.provider == "backup"
+        assert isinstance(recorder.attempts[0].error, AttemptTimeoutError)

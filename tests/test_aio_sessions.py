@@ -1,5 +1,6 @@
 """Sessions in asyncio applications: opened, used and closed on threads."""
 
+import asyncio
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -161,6 +162,27 @@ class TestSession:
 
         assert source.closed == 1
         assert source.returned == 0
+
+    @pytest.mark.parametrize("use", [aio.stream, aio.session])
+    def test_closed_while_it_is_opened(self, loop: str, use: Callable[..., Any]) -> None:
+        """Closing does not wait for the opening; what is opened later is closed."""
+        gate = Gate()
+        source = Source()
+
+        async def main() -> None:
+            used = use(lambda: gate() or source)
+            task = start(used.__aenter__())
+            await gate.reached()
+            async with asyncio.timeout(LIMIT / 2):
+                await used.aclose()
+            await asyncio.wait([task], timeout=LIMIT)
+            assert (task.exception() is None) is (use is aio.stream)
+
+        run(loop, main())
+        assert source.closed == 0
+        gate.open()
+
+        assert source.closed == 1
 
     @pytest.mark.parametrize("use", [aio.stream, aio.session])
     def test_a_slow_opening(self, loop: str, use: Callable[..., Any]) -> None:

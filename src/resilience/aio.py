@@ -323,7 +323,7 @@ class _Thread:
         self.errors.clear()
 
     def _start(self) -> None:
-        if self._loop is None and not self.is_closing:
+        if self._loop is None:
             self._loop = asyncio.get_running_loop()
             try:
                 _run_in_thread(self._context, self._run)

@@ -1,14 +1,15 @@
 """A group of language models with the interface of a single model."""
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import cast, final
+from dataclasses import fields
+from typing import Any, cast, final
 
 from typing_extensions import override
 
 from resilience import llm
 from resilience._adapters.base import Adapter
 from resilience._failover.attempts import Attempts, Call
-from resilience._failover.execute import NO_ANSWER, execute
+from resilience._failover.execute import NO_ANSWER, execute, execute_unrecorded
 from resilience._failover.stream import Stream, StreamRequest, open_request
 from resilience.exceptions import EmptyStreamError
 
@@ -40,7 +41,7 @@ class LLMFallback(Adapter[llm.Provider], llm.Provider):
             lambda provider: provider.complete(request),
             "complete",
             NO_ANSWER,
-            name_result=_name_provider,
+            _name_provider,
         )
 
     @override
@@ -79,12 +80,11 @@ class LLMFallback(Adapter[llm.Provider], llm.Provider):
         Raises:
             AllFailedError: No provider could count.
         """
-        return execute(
+        return execute_unrecorded(
             self._group._members,
             lambda provider: provider.count_tokens(messages),
             "count_tokens",
             NO_ANSWER,
-            record=False,
         )
 
     @override
@@ -97,18 +97,37 @@ class LLMFallback(Adapter[llm.Provider], llm.Provider):
         return self._group.primary.capabilities()
 
 
+_SLOTS: Any = [
+    getattr(llm.CompletionResponse, each.name) for each in fields(llm.CompletionResponse)
+]
+_COPIED: Any = [(slot.__get__, slot.__set__) for slot in _SLOTS]
+_set_provider: Any = llm.CompletionResponse.provider.__set__
+
+
 def _name_provider(response: llm.CompletionResponse, name: str) -> llm.CompletionResponse:
-    if not issubclass(type(cast("object", response)), llm.CompletionResponse):
-        return response  # a stand-in of the application's own
-    # A copy, since the provider may return the same answer to others. Not by `dataclasses.replace`,
-    # which calls the constructor: that of a subclass may be another one.
-    named = object.__new__(type(response))
-    attributes, slots = cast(
+    """Return a copy with the name, since the provider may return the same answer to others."""
+    kind: type = type(response)
+    if kind is llm.CompletionResponse:  # field by field, in a third of the time of `replace`
+        named = object.__new__(llm.CompletionResponse)
+        for read, write in _COPIED:
+            write(named, read(response))
+    elif issubclass(kind, llm.CompletionResponse):
+        named = _copied(response)
+    else:
+        return response  # another class with the same attributes
+    _set_provider(named, name)
+    return named
+
+
+def _copied(response: llm.CompletionResponse) -> llm.CompletionResponse:
+    """Copy an instance of a subclass, whose constructor may be another one."""
+    copied = object.__new__(type(response))
+    state = cast(
         "tuple[dict[str, object] | None, dict[str, object]]", object.__getstate__(response)
     )
-    for key, value in ((attributes or {}) | slots | {"provider": name}).items():
-        object.__setattr__(named, key, value)
-    return named
+    for key, value in ((state[0] or {}) | state[1]).items():
+        object.__setattr__(copied, key, value)
+    return copied
 
 
 @final

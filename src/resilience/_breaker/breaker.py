@@ -87,7 +87,7 @@ class CircuitBreaker(_settings.Uncopyable):
         # Written under the lock of the events, like all attributes of periods and probes.
         self._period: Period = Closed()
         self._opened_count = 0
-        self._last_failure: tuple[str, float] | None = None  # its type, and the time of the clock
+        self._last_failure: tuple[type[BaseException], float] | None = None  # and when it was
 
     @override
     def __repr__(self) -> str:
@@ -368,12 +368,14 @@ class CircuitBreaker(_settings.Uncopyable):
         if isinstance(permit, Closed):
             if opening is None and permit.failures + 1 >= self._max_failures:
                 return False
-            self._note_failure_locked(permit, error, now)
+            if permit is self._period:
+                self._last_failure = (type(error), now)
             permit.failures += 1
             if opening and (permit.failures >= self._max_failures or opening.delay is not None):
                 self._open_locked(permit, error, now, opening)
         elif opening:
-            self._note_failure_locked(permit.period, error, now)
+            if permit.period is self._period:
+                self._last_failure = (type(error), now)
             if isinstance(permit, Probe) and permit.is_held:
                 permit.period.failures += 1
                 self._open_locked(permit.period, error, now, opening)
@@ -382,10 +384,6 @@ class CircuitBreaker(_settings.Uncopyable):
         if opening and opening.delay is not None:
             self._lengthen_locked(now, now + opening.delay)
         return True
-
-    def _note_failure_locked(self, period: Period, error: BaseException, now: float) -> None:
-        if period is self._period:
-            self._last_failure = (type(error).__name__, now)
 
     def _open_locked(
         self, period: Closed | HalfOpen, error: BaseException, now: float, opening: Opening
@@ -499,7 +497,7 @@ class CircuitBreaker(_settings.Uncopyable):
             retry_after=self._wait(period, now),
             probes=period.slots_used - period.successes if isinstance(period, HalfOpen) else 0,
             opened_count=self._opened_count,
-            last_failure=None if failure is None else failure[0],
+            last_failure=None if failure is None else failure[0].__name__,
             # A thread that was slow may have read the clock before the last failure.
             last_failure_age=None if failure is None else max(0.0, now - failure[1]),
         )

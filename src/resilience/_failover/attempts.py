@@ -325,9 +325,9 @@ class Attempts(Generic[T]):
         "_input_error",
         "_is_forced",
         "_members",
-        "_operation",
         "_record",
         "_remaining",
+        "operation",
     )
 
     def __init__(
@@ -344,7 +344,7 @@ class Attempts(Generic[T]):
         breakers are skipped, but no outcome is recorded.
         """
         self._members = members
-        self._operation = operation
+        self.operation: str = operation
         self._remaining: Iterator[Member[T]] = iter(members)
         self._record = record
         self._is_forced = False
@@ -353,7 +353,7 @@ class Attempts(Generic[T]):
 
     def first_call(self, permit: Permit) -> Call[T]:
         """Return a call of the first member, which has already been admitted."""
-        return Call(next(self._remaining), permit, self._operation)
+        return Call(next(self._remaining), permit, self.operation)
 
     def first_success(
         self,
@@ -377,16 +377,16 @@ class Attempts(Generic[T]):
             permit = self._acquire(member.breaker)
             if permit is None:
                 if not self._is_forced:  # otherwise it was reported before
-                    member.skip(self._operation)
+                    member.skip(self.operation)
                 continue
             call: Call[T] | None = None
             try:
                 if call_directly is None or not member.has_fast_path:
-                    call = Call(member, permit, self._operation)
+                    call = Call(member, permit, self.operation)
                     return attempt(call)
                 result = call_directly(member)
             except BaseException as error:
-                if not self.may_go_on(call or Call(member, permit, self._operation), error):
+                if not self.may_go_on(call or Call(member, permit, self.operation), error):
                     self.clear_failures()
                     raise
             else:
@@ -454,7 +454,7 @@ class Attempts(Generic[T]):
             inner = error.retry_after
             return None if wait is None or inner is None else max(wait, inner)
         # A request that is not supported now will not be supported later.
-        return None if _is_unsupported(error, member.provider, self._operation) else wait
+        return None if _is_unsupported(error, member.provider, self.operation) else wait
 
     def clear_failures(self) -> None:
         """Drop the failures recorded so far; their tracebacks refer to the frames of this call."""

@@ -22,8 +22,6 @@ def execute(
     fn: Callable[[T], R],
     operation: str,
     refused: frozenset[type] = NOT_STARTED,
-    *,
-    record: bool = True,
     name_result: Callable[[R, str], R] | None = None,
 ) -> R:
     """Call a function with one provider after the other, until it succeeds.
@@ -33,7 +31,6 @@ def execute(
         fn: Function of a provider.
         operation: Name of the operation, for errors and reports.
         refused: Types of results that are failures.
-        record: Whether outcomes are recorded.
         name_result: Puts the provider's name into the result.
 
     Returns:
@@ -46,41 +43,45 @@ def execute(
     member = members[0]
     # Without the lock, as in CircuitBreaker._try_acquire; inlined, since a call costs time.
     permit = member.breaker._period
-    if not (type(permit) is Closed and member.has_fast_path and record):
-        attempts = Attempts(members, operation, record=record)
-        return _go_on(attempts, fn, operation, refused, name_result)
-    try:
-        result = fn(member.provider)
-        if type(result) in refused:
-            refuse_result(member, operation, result)
-    except BaseException as error:
-        attempts = Attempts(members, operation)
-        if not attempts.may_go_on(attempts.first_call(permit), error):
-            raise
+    if type(permit) is Closed and member.has_fast_path:
+        try:
+            result = fn(member.provider)
+            if type(result) in refused:
+                refuse_result(member, operation, result)
+        except BaseException as error:
+            attempts = Attempts(members, operation)
+            if not attempts.may_go_on(attempts.first_call(permit), error):
+                raise
+        else:
+            if permit.failures:  # without the lock, as in CircuitBreaker._record_success
+                member.breaker._record_success(permit)
+            return result if name_result is None else name_result(result, member.name)
     else:
-        if permit.failures:  # without the lock, as in CircuitBreaker._record_success
-            member.breaker._record_success(permit)
-        return result if name_result is None else name_result(result, member.name)
-    return _go_on(attempts, fn, operation, refused, name_result)
+        attempts = Attempts(members, operation)
+    result, name = _go_on(attempts, fn, refused)
+    return result if name_result is None else name_result(result, name)
 
 
-def _go_on(
-    attempts: Attempts[T],
+def execute_unrecorded(
+    members: tuple[Member[T], ...],
     fn: Callable[[T], R],
     operation: str,
-    refused: frozenset[type],
-    name_result: Callable[[R, str], R] | None,
+    refused: frozenset[type] = NOT_STARTED,
 ) -> R:
-    """Call the function with the remaining members."""
+    """Do the same as `execute`, but record no outcome."""
+    return _go_on(Attempts(members, operation, record=False), fn, refused)[0]
+
+
+def _go_on(attempts: Attempts[T], fn: Callable[[T], R], refused: frozenset[type]) -> tuple[R, str]:
+    """Call the function with the remaining members; return its result and the provider's name."""
     try:
-        result, name = attempts.first_success(
+        return attempts.first_success(
             lambda call: _attempt(call, fn, refused),
             # Not a nested function: its annotations would be evaluated each time.
-            lambda member: _call_directly(member, fn, operation, refused),
+            lambda member: _call_directly(member, fn, attempts.operation, refused),
         )
     finally:
         attempts.clear_failures()
-    return result if name_result is None else name_result(result, name)
 
 
 def _call_directly(

@@ -13,7 +13,7 @@ from resilience._breaker.breaker import CircuitBreaker
 from resilience._breaker.config import CircuitBreakerConfig
 from resilience._failover.attempts import Attempts, Member
 from resilience._failover.config import FallbackConfig
-from resilience._failover.execute import execute
+from resilience._failover.execute import execute, execute_unrecorded
 from resilience._failover.session import Session
 from resilience._failover.session import open_session as open_handle
 from resilience._failover.stream import PlainRequest, Stream, open_request
@@ -157,7 +157,9 @@ class FallbackGroup(_settings.Uncopyable, Generic[T]):
             AllFailedError: The function succeeded with no provider.
             Exception: An exception that `fallback_on` does not include is raised unchanged.
         """
-        return execute(self._members, fn, "execute", record=record)
+        if record:
+            return execute(self._members, fn, "execute")
+        return execute_unrecorded(self._members, fn, "execute")
 
     def stream(self, open_stream: Callable[[T], Iterable[R]], *, lazy: bool = False) -> Stream[R]:
         """Open a stream with one provider after the other, until one returns a first item.

@@ -49,7 +49,8 @@ ROOT_EXPORTS = [
 MECHANISM = {"_breaker", "_failover", "_fork", "_log", "_news", "_settings", "redis"}
 PUBLIC_MODULES = [
     *("aio", "exceptions", "http", "llm"),
-    *("providers", "providers.deepgram", "providers.elevenlabs", "providers.openai"),
+    "providers",
+    *(f"providers.{name}" for name in ("anthropic", "deepgram", "elevenlabs", "google", "openai")),
     *("redis", "stt", "testing", "tts"),
 ]
 

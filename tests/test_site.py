@@ -19,7 +19,10 @@ MODULES = [
         f"resilience.{name}"
         for name in ("aio", "exceptions", "http", "llm", "redis", "stt", "testing", "tts")
     ),
-    *(f"resilience.providers.{name}" for name in ("deepgram", "elevenlabs", "openai")),
+    *(
+        f"resilience.providers.{name}"
+        for name in ("anthropic", "deepgram", "elevenlabs", "google", "openai")
+    ),
 ]
 
 

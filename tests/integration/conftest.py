@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from typing_extensions import override
 
-PACKAGES = ("anthropic", "deepgram", "elevenlabs", "httpx", "openai", "pocketsphinx")
+PACKAGES = ("anthropic", "deepgram", "elevenlabs", "google", "httpx", "openai", "pocketsphinx")
 MISSING = [f"the package {name}" for name in PACKAGES if not importlib.util.find_spec(name)]
 if not shutil.which("flite"):
     MISSING.append("the program flite")

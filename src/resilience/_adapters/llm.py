@@ -97,11 +97,11 @@ class LLMFallback(Adapter[llm.Provider], llm.Provider):
         return self._group.primary.capabilities()
 
 
-_SLOTS: Any = [
-    getattr(llm.CompletionResponse, each.name) for each in fields(llm.CompletionResponse)
-]
-_COPIED: Any = [(slot.__get__, slot.__set__) for slot in _SLOTS]
-_set_provider: Any = llm.CompletionResponse.provider.__set__
+_SLOTS: dict[str, Any] = {
+    each.name: getattr(llm.CompletionResponse, each.name) for each in fields(llm.CompletionResponse)
+}
+_COPIED: Any = tuple((slot.__get__, slot.__set__) for slot in _SLOTS.values())
+_set_provider: Any = _SLOTS["provider"].__set__
 
 
 def _name_provider(response: llm.CompletionResponse, name: str) -> llm.CompletionResponse:

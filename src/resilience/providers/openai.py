@@ -1,103 +1,326 @@
-"""The synthesiser of OpenAI, for the client of `openai` 3."""
+"""A language model and speech with the client `openai`, at OpenAI or at a compatible server.
 
-from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+The model uses chat completions, which Azure, Groq, Mistral, Ollama, OpenRouter, vLLM and others
+offer too.
+"""
+
+import base64
+import re
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any, Protocol, final
 
 from typing_extensions import override
 
-from resilience import tts
+from resilience import llm
 from resilience.exceptions import UnsupportedRequestError
-from resilience.providers._speech import (
-    check_audio,
-    check_manner,
-    choose_format,
-    own_options,
-    pieces,
-    refuse,
+from resilience.providers._openai_speech import OpenAITTS
+
+__all__ = ["OpenAILLM", "OpenAITTS"]
+
+_CAPABILITIES = llm.ModelCapabilities(
+    context_window=128_000,
+    supports_tools=True,
+    supports_vision=True,
+    supports_structured_output=True,
+    supports_reasoning=True,
 )
-
-_SPEECH_FORMATS: Mapping[str, Mapping[int, str]] = {
-    "pcm_s16le": {24_000: "pcm"},
-    **{name: {24_000: name} for name in ("mp3", "aac", "flac", "wav")},
-    "opus": {48_000: "opus"},
-}
+_AUDIO = {"audio/wav": "wav", "audio/x-wav": "wav", "audio/mpeg": "mp3", "audio/mp3": "mp3"}
+_UNSUPPORTED = {"unsupported_parameter", "unsupported_value"}  # by this model
 
 
-class _SpeechClient(Protocol):
-    """What is used of `openai.OpenAI` for speech."""
+class _Client(Protocol):
+    """What is used of `openai.OpenAI`."""
 
     @property
-    @abstractmethod
-    def audio(self) -> Any: ...
+    def chat(self) -> Any: ...
 
 
 @final
-class OpenAITTS(tts.Provider):
-    """Speech of OpenAI's voices, one request for some sentences.
+class OpenAILLM(llm.Provider):
+    """A language model behind chat completions.
 
-    The text is read sentence by sentence. Each request is streamed; its timeout and its retries are
-    the client's. Audio is 16-bit PCM at 24 kHz unless the voice says otherwise.
+    What a compatible server adds to a message or a tool call, such as reasoning, is kept in its
+    `extra` and sent back with it. `count_tokens` raises `NotImplementedError`, since OpenAI has no
+    endpoint that counts.
 
-    May be used by any number of threads.
+    Threads may share it.
     """
 
-    def __init__(self, client: _SpeechClient, model: str) -> None:
-        """Speak with a client that the application has made, and closes.
+    def __init__(
+        self,
+        client: _Client,
+        model: str,
+        *,
+        capabilities: llm.ModelCapabilities = _CAPABILITIES,
+        vendor: str = "openai",
+        max_tokens_field: str = "max_completion_tokens",
+        developer_role: str = "developer",
+    ) -> None:
+        """Make a provider.
 
         Args:
-            client: An `openai.OpenAI`, made with a timeout and `max_retries=0`.
-            model: Name of the model, such as "gpt-4o-mini-tts".
+            client: An `openai.OpenAI` or `openai.AzureOpenAI` with a timeout and `max_retries=0`.
+            model: Name of the model, unless a request has one.
+            capabilities: What the model can do; a request for more raises. The default is a window
+                of 128 000 tokens and everything but recordings.
+            vendor: Key of this server in `extra`. Each compatible server needs one of its own if a
+                conversation may move from one to another.
+            max_tokens_field: Field for `max_tokens`; "max_tokens" for servers that know no other.
+            developer_role: Role of a developer's message; "system" for servers that know no other.
         """
         self._client = client
         self._model = model
+        self._capabilities = capabilities
+        self._vendor = vendor
+        self._max_tokens_field = max_tokens_field
+        self._developer_role = developer_role
 
     @override
-    def synthesize_stream(self, text: Iterable[str], voice: tts.VoiceProfile) -> Iterator[bytes]:
-        """Synthesise a text as it arrives.
-
-        Args:
-            text: Fragments of the text.
-            voice: Voice to speak with. It cannot have a language, since the models take that of the
-                text. `extra["openai"]` holds further arguments of the client's
-                `audio.speech.create`.
-
-        Returns:
-            The audio in order. Closing it closes the response that is being read.
-
-        Raises:
-            UnsupportedRequestError: The model cannot do what the voice asks for.
-            Exception: There is no audio; iterating may raise it, too.
-        """
-        return self._speak(pieces(text, voice), _speech_options(self._model, voice))
-
-    def _speak(self, texts: Iterable[str], options: Mapping[str, Any]) -> Iterator[bytes]:
-        create = self._client.audio.speech.with_streaming_response.create
-        for text in texts:
-            with create(input=text, **options) as response:
-                yield from check_audio("openai", response.headers, response.iter_bytes())
+    def complete(self, request: llm.CompletionRequest) -> llm.CompletionResponse:
+        with _errors_of_the_contract():
+            answer = self._client.chat.completions.create(**self._arguments(request))
+        if not getattr(answer, "choices", None):  # an HTML page is returned as a string
+            msg = "the body is not a completion"
+            raise ConnectionError(msg)
+        chunks = list(self._chunks([answer]))
+        last = chunks[-1]
+        return llm.CompletionResponse(
+            content="".join(chunk.content for chunk in chunks),
+            tool_calls=last.tool_calls,
+            reasoning="".join(chunk.reasoning for chunk in chunks),
+            refusal="".join(chunk.refusal for chunk in chunks),
+            finish_reason=last.finish_reason,
+            usage=last.usage,
+            model=last.model,
+            id=last.id,
+            extra=last.extra,
+        )
 
     @override
-    def list_voices(self) -> Sequence[tts.VoiceProfile]:
-        msg = "openai has no list of voices"
+    def stream_completion(self, request: llm.CompletionRequest) -> Iterator[llm.Chunk]:
+        arguments = {"stream_options": {"include_usage": True}, **self._arguments(request)}
+        with (
+            _errors_of_the_contract(),
+            self._client.chat.completions.create(**arguments, stream=True) as events,
+        ):
+            yield from self._chunks(events)
+
+    @override
+    def count_tokens(self, messages: Sequence[llm.Message]) -> int:
+        raise NotImplementedError
+
+    @override
+    def capabilities(self) -> llm.ModelCapabilities:
+        return self._capabilities
+
+    # ---- the request
+
+    def _arguments(self, request: llm.CompletionRequest) -> dict[str, Any]:
+        wanted = {
+            "supports_tools": request.tools,
+            "supports_structured_output": request.response_format,
+            "supports_reasoning": request.reasoning_effort,
+        }
+        for name, value in wanted.items():
+            if value and not getattr(self._capabilities, name):
+                msg = f"the request needs a model with {name}"
+                raise UnsupportedRequestError(msg)
+        arguments: dict[str, Any] = {
+            "model": request.model or self._model,
+            "messages": [self._message(message) for message in request.messages],
+            "tools": [self._tool(tool) for tool in request.tools] or None,
+            "tool_choice": request.tool_choice,
+            "temperature": request.temperature,
+            "top_p": request.top_p,
+            self._max_tokens_field: request.max_tokens,
+            "stop": list(request.stop) or None,
+            "seed": request.seed,
+            "reasoning_effort": request.reasoning_effort,
+            "timeout": request.timeout,
+        }
+        if request.tool_choice not in {None, "auto", "none", "required"}:
+            arguments["tool_choice"] = {
+                "type": "function",
+                "function": {"name": request.tool_choice},
+            }
+        if (schema := request.response_format) is not None:
+            name = re.sub(r"[^\w-]+", "_", str(schema.get("title", "answer")), flags=re.ASCII)[:64]
+            described = {"name": name, "schema": dict(schema), "strict": True}
+            arguments["response_format"] = {"type": "json_schema", "json_schema": described}
+        given = {name: value for name, value in arguments.items() if value is not None}
+        return {**given, **self._own(request.extra)}
+
+    def _message(self, message: llm.Message) -> dict[str, Any]:
+        is_developer = message.role == "developer"
+        translated: dict[str, Any] = {
+            "role": self._developer_role if is_developer else message.role,
+            "content": message.content,
+        }
+        if message.attachments:
+            if message.role != "user":
+                msg = f"a file in a message of role {message.role!r}"
+                raise UnsupportedRequestError(msg)
+            text = [{"type": "text", "text": message.content}] if message.content else []
+            translated["content"] = [*text, *map(self._part, message.attachments)]
+        if message.tool_calls:
+            translated["tool_calls"] = [self._call(call) for call in message.tool_calls]
+            translated["content"] = message.content or None
+        if message.role == "tool":
+            translated["tool_call_id"] = message.tool_call_id
+        elif message.name is not None:
+            translated["name"] = message.name
+        return {**translated, **self._own(message.extra)}
+
+    def _part(self, media: llm.Media) -> dict[str, Any]:
+        kind = media.media_type.partition("/")[0]
+        abilities = {"image": self._capabilities.supports_vision}
+        abilities["audio"] = self._capabilities.supports_audio
+        is_link = media.uri is not None and ":" in media.uri
+        encoded = base64.b64encode(media.data or b"").decode()
+        url = media.uri or f"data:{media.media_type};base64,{encoded}"
+        if abilities.get(kind, True):
+            if kind == "image" and (is_link or media.uri is None):
+                return {"type": "image_url", "image_url": {"url": url}}
+            if media.media_type in _AUDIO and media.uri is None:
+                audio = {"data": encoded, "format": _AUDIO[media.media_type]}
+                return {"type": "input_audio", "input_audio": audio}
+            if kind not in abilities and not is_link:
+                data = {"filename": media.name or "file", "file_data": url}
+                return {"type": "file", "file": {"file_id": media.uri} if media.uri else data}
+        msg = f"a file of type {media.media_type!r}"
         raise UnsupportedRequestError(msg)
 
-    @override
-    def clone_voice(self, samples: Sequence[bytes]) -> tts.VoiceProfile:
-        msg = "openai makes no voices without the recorded consent of the speaker"
-        raise UnsupportedRequestError(msg)
+    def _call(self, call: llm.ToolCall) -> dict[str, Any]:
+        function = {"name": call.name, "arguments": call.arguments}
+        return {"id": call.id, "type": "function", "function": function, **self._own(call.extra)}
+
+    def _tool(self, tool: llm.ToolDefinition) -> dict[str, Any]:
+        function: dict[str, Any] = {"name": tool.name, "description": tool.description}
+        if tool.parameters:
+            function["parameters"] = dict(tool.parameters)
+        return {"type": "function", "function": {**function, **self._own(tool.extra)}}
+
+    def _own(self, extra: Mapping[str, object] | None) -> dict[str, Any]:
+        own: Any = (extra or {}).get(self._vendor, {})
+        return dict(own)
+
+    # ---- the answer
+
+    def _chunks(self, events: Iterable[Any]) -> Iterator[llm.Chunk]:
+        """Translate a stream, or a whole answer as a stream of one event."""
+        calls: list[_PartialCall] = []
+        added: dict[str, Any] = {}
+        finish_reason = usage = model = identity = None
+        is_empty = True
+        for event in events:
+            model, identity = event.model or model, event.id or identity
+            usage = event.usage or usage  # of a stream in an event after the last choice
+            for choice in event.choices or ():
+                delta = getattr(choice, "delta", None) or choice.message
+                finish_reason = choice.finish_reason or finish_reason
+                _join(added, _unknown_fields(delta))
+                for position, piece in enumerate(delta.tool_calls or ()):
+                    _assemble(calls, piece, position)
+                chunk = _translate_text(delta)
+                is_empty = is_empty and chunk == llm.Chunk()
+                yield chunk
+        if finish_reason is None or (finish_reason == "stop" and is_empty and not calls):
+            msg = "the answer is empty" if finish_reason else "the answer was cut off"
+            raise ConnectionError(msg)
+        yield llm.Chunk(
+            tool_calls=tuple(
+                llm.ToolCall(
+                    id=call.id,
+                    name=call.name,
+                    arguments=call.arguments,
+                    extra={self._vendor: call.added} if call.added else None,
+                )
+                for call in calls
+            ),
+            finish_reason=finish_reason,
+            usage=_usage(usage),
+            model=model,
+            id=identity,
+            extra={self._vendor: added} if added else None,
+        )
 
 
-def _speech_options(model: str, voice: tts.VoiceProfile) -> dict[str, Any]:
-    has_instructions = not model.startswith("tts-1")
-    check_manner("openai", voice, slowest=0.25, fastest=4.0, instructions=has_instructions)
-    if voice.language:
-        refuse("openai", "language", voice.language)
-    options = {
-        "model": model,
-        "voice": voice.id,
-        "response_format": choose_format("openai", voice, _SPEECH_FORMATS),
-        **({"speed": voice.speed} if voice.speed != 1 else {}),
-        **({"instructions": voice.instructions} if voice.instructions else {}),
-    }
-    return {**options, **own_options("openai", voice.extra)}
+@dataclass(slots=True)
+class _PartialCall:
+    """A tool call of which pieces may still come."""
+
+    index: int
+    id: str = ""
+    name: str = ""
+    arguments: str = ""
+    added: dict[str, Any] = field(default_factory=dict[str, Any])
+
+
+def _assemble(calls: list[_PartialCall], piece: Any, position: int) -> None:
+    """Add a piece to its call; some servers give all calls the same index, or none."""
+    index = getattr(piece, "index", None)
+    index = position if index is None else index
+    call = next((call for call in reversed(calls) if call.index == index), None)
+    if call is None or (piece.id and call.id and piece.id != call.id):
+        call = _PartialCall(index)
+        calls.append(call)
+    call.id = piece.id or call.id
+    if piece.function is not None:
+        call.name = piece.function.name or call.name
+        call.arguments += piece.function.arguments or ""
+    _join(call.added, _unknown_fields(piece))
+
+
+def _translate_text(delta: Any) -> llm.Chunk:
+    """Return the text and reasoning of a delta; Mistral sends both as a list of parts."""
+    parts: list[Any] = [] if type(delta.content) in {str, type(None)} else delta.content
+    thoughts = [part for each in parts for part in each.get("thinking") or ()]
+    reasoning = getattr(delta, "reasoning", None) or getattr(delta, "reasoning_content", None)
+    return llm.Chunk(
+        content="".join(part.get("text", "") for part in parts) if parts else delta.content or "",
+        reasoning="".join(part.get("text", "") for part in thoughts) or reasoning or "",
+        refusal=delta.refusal or "",
+    )
+
+
+def _unknown_fields(value: Any) -> dict[str, Any]:
+    """Return what the client has kept of an object without knowing it."""
+    fields: dict[str, Any] = value.model_extra or {}
+    return {name: field for name, field in fields.items() if field is not None}
+
+
+def _join(known: dict[str, Any], fields: dict[str, Any]) -> None:
+    """Join texts and lists that come in pieces; of anything else the last one is kept."""
+    for name, value in fields.items():
+        before = known.get(name)
+        is_continued = type(before) is type(value) and type(value) in {str, list}
+        known[name] = before + value if is_continued else value
+
+
+def _usage(usage: Any) -> llm.Usage | None:
+    if usage is None:
+        return None
+    prompt, completion = usage.prompt_tokens_details, usage.completion_tokens_details
+    return llm.Usage(
+        prompt_tokens=usage.prompt_tokens or 0,
+        completion_tokens=usage.completion_tokens or 0,
+        cache_read_tokens=getattr(prompt, "cached_tokens", None) or 0,
+        cache_write_tokens=getattr(prompt, "cache_write_tokens", None) or 0,
+        reasoning_tokens=getattr(completion, "reasoning_tokens", None) or 0,
+    )
+
+
+@contextmanager
+def _errors_of_the_contract() -> Generator[None]:
+    """Raise what the contract asks for where the vendor says that this model cannot."""
+    try:
+        yield
+    except Exception as error:
+        code = getattr(error, "code", None)
+        if code == "context_length_exceeded":
+            raise llm.ContextWindowExceededError(str(error)) from error
+        if code in _UNSUPPORTED:
+            raise UnsupportedRequestError(str(error)) from error
+        raise

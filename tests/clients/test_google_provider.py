@@ -1,0 +1,340 @@
+"""What `GoogleLLM` translates."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import pytest
+
+from clients.loopback import Answer, serve
+from llm_servers.google_server import serve_google
+from llm_servers.kits import (
+    ABILITIES,
+    PICTURE,
+    WEATHER,
+    answer,
+    ask,
+    converse,
+    failure_of,
+    make_google,
+    whole,
+)
+from llm_servers.server import Json, Server, events
+from resilience import UnsupportedRequestError, http, llm
+from resilience.providers.google import GoogleLLM
+
+genai = pytest.importorskip("google.genai")
+
+REQUEST = llm.CompletionRequest(messages=ask("Hello?"))
+LOOP = llm.CompletionRequest(
+    messages=ask("Is it raining in Oslo or Bergen?"), tools=(WEATHER,), reasoning_effort="low"
+)
+
+both_ways = pytest.mark.parametrize("streams", [False, True], ids=["whole", "streamed"])
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    """Run Google."""
+    with serve_google() as server:
+        yield server
+
+
+@pytest.fixture
+def provider(server: Server) -> Iterator[llm.Provider]:
+    """Make a provider for the server."""
+    with make_google(server.url) as provider:
+        yield provider
+
+
+@contextmanager
+def provider_of(kind: str, body: bytes) -> Iterator[llm.Provider]:
+    """Yield a provider whose server gives the same answer to every request."""
+    with (
+        serve(Answer(headers={"Content-Type": kind}, body=body)) as url,
+        make_google(url) as provider,
+    ):
+        yield provider
+
+
+def respond(*answers: Json) -> tuple[llm.CompletionResponse, ...]:
+    """Ask a server for a whole answer, which is the first, and for all of them as a stream."""
+    with provider_of("application/json", json.dumps(answers[0]).encode()) as provider:
+        first = provider.complete(REQUEST) if len(answers) == 1 else llm.CompletionResponse()
+    with provider_of("text/event-stream", b"".join(events(answers))) as provider:
+        streamed = whole(list(provider.stream_completion(REQUEST)))
+    return (first, streamed) if len(answers) == 1 else (streamed,)
+
+
+def candidate(*parts: Json, reason: str | None = "STOP") -> Json:
+    """Return an answer with some parts."""
+    content = {"role": "model", "parts": list(parts)}
+    return {"candidates": [{"content": content, "finishReason": reason, "index": 0}]}
+
+
+@both_ways
+def test_a_reasoning_tool_loop(provider: llm.Provider, server: Server, *, streams: bool) -> None:
+    """Signatures are sent back with the calls to which they belong, in each turn."""
+    answers = converse(provider, LOOP, ["rain", "sun"], streams=streams)
+
+    assert answers[-1].content == "gemini says rain and sun."
+    assert [each.reasoning for each in answers] == [
+        f"gemini thinks about step {step}." for step in range(3)
+    ]
+    assert server.errors == []
+    signatures = [
+        part["thoughtSignature"]
+        for content in server.bodies[-1]["contents"]
+        for part in content["parts"]
+        if "thoughtSignature" in part
+    ]
+    assert len(set(signatures)) == 2
+
+
+@both_ways
+def test_a_signature_that_was_changed(provider: llm.Provider, *, streams: bool) -> None:
+    """The server refuses a signature that it has not made, so the loop above counts."""
+    begun = answer(provider, LOOP, streams=streams)
+    result = llm.Message(role="tool", tool_call_id=begun.tool_calls[0].id, content="rain")
+    changed = json.loads(json.dumps(begun.extra))
+    changed["google"]["parts"][-1]["thought_signature"] = "YWJj"
+    messages = (*LOOP.messages, replace(begun.message, extra=changed), result)
+
+    error = failure_of(provider, replace(LOOP, messages=messages), streams=streams)
+
+    assert "corrupted signature" in str(error)
+
+
+@both_ways
+def test_the_signature_of_a_text(provider: llm.Provider, server: Server, *, streams: bool) -> None:
+    """A text with a signature is sent back with it."""
+    request = replace(REQUEST, reasoning_effort="low")
+    begun = answer(provider, request, streams=streams)
+    stored = json.loads(json.dumps(begun.extra))
+
+    messages = (*REQUEST.messages, replace(begun.message, extra=stored), *ask("And now?"))
+    answer(provider, replace(request, messages=messages), streams=streams)
+
+    assert server.bodies[-1]["contents"][1]["parts"][-1]["thoughtSignature"]
+
+
+@both_ways
+def test_calls_without_numbers(*, streams: bool) -> None:
+    """Calls that the vendor does not number get ids of their own."""
+    with serve_google(numbers_calls=False) as server, make_google(server.url) as provider:
+        answers = converse(provider, LOOP, ["rain", "sun"], streams=streams)
+
+    assert answers[-1].content == "gemini says rain and sun."
+    assert answers[0].tool_calls[0].id != answers[1].tool_calls[0].id
+
+
+def test_calls_of_another_model(provider: llm.Provider, server: Server) -> None:
+    """The first of several calls that another model has made is marked as not signed."""
+    calls = tuple(llm.ToolCall(id=each, name="weather", arguments="") for each in "ab")
+    results = tuple(llm.Message(role="tool", tool_call_id=each, content=each) for each in "ab")
+    called = llm.Message(role="assistant", content="Wait.", tool_calls=calls, reasoning="Hm.")
+
+    provider.complete(replace(LOOP, messages=(*LOOP.messages, called, *results)))
+
+    text, first, second = server.bodies[0]["contents"][1]["parts"]
+    assert text == {"text": "Wait."}
+    assert "thoughtSignature" in first
+    assert "thoughtSignature" not in second
+
+
+def test_a_call_with_options(provider: llm.Provider, server: Server) -> None:
+    """What a call has in `extra` is sent with it, and a result may hold files."""
+    signature = {"google": {"thought_signature": b"skip_thought_signature_validator"}}
+    call = llm.ToolCall(id="a", name="weather", arguments='{"city": "Oslo"}', extra=signature)
+    messages = (
+        *ask("Hi"),
+        llm.Message(role="assistant", tool_calls=(call,)),
+        llm.Message(role="tool", name="weather", tool_call_id="a", attachments=(PICTURE,)),
+    )
+    tool = replace(WEATHER, extra={"google": {"description": "Another one."}})
+
+    response = provider.complete(llm.CompletionRequest(messages=messages, tools=(tool,)))
+
+    assert response.content == "gemini says  and a picture."
+    assert "Another one." in str(server.bodies[0]["tools"])
+
+
+@pytest.mark.parametrize("arguments", ["{", "[]"])
+def test_calls_with_arguments_that_are_no_object(provider: llm.Provider, arguments: str) -> None:
+    """A call of another vendor's model that the vendor would refuse raises."""
+    call = llm.ToolCall(id="1", name="weather", arguments=arguments)
+    message = llm.Message(role="assistant", tool_calls=(call,))
+
+    with pytest.raises(UnsupportedRequestError, match="not a JSON object"):
+        provider.complete(llm.CompletionRequest(messages=(*ask("Hi"), message)))
+
+
+def test_messages_with_names(provider: llm.Provider) -> None:
+    """The vendor has no names of speakers."""
+    message = llm.Message(role="user", content="Hi", name="Ann")
+
+    with pytest.raises(UnsupportedRequestError, match="name"):
+        provider.complete(llm.CompletionRequest(messages=(message,)))
+
+
+def test_turns(provider: llm.Provider, server: Server) -> None:
+    """Instructions are together, an empty message is none, and what one says is one turn."""
+    messages = (
+        llm.Message(role="system", content="Be brief."),
+        *ask("Hi"),
+        llm.Message(role="assistant"),
+        llm.Message(role="developer", content="In Norwegian."),
+        *ask("there"),
+    )
+
+    provider.complete(llm.CompletionRequest(messages=messages))
+
+    parts = [{"text": "Be brief."}, {"text": "In Norwegian."}]
+    assert server.bodies[0]["systemInstruction"]["parts"] == parts
+    assert server.bodies[0]["contents"] == [
+        {"role": "user", "parts": [{"text": "Hi"}, {"text": "there"}]}
+    ]
+
+
+@pytest.mark.parametrize("media_type", ["audio/wav", "video/mp4", "text/plain"])
+def test_files(provider: llm.Provider, media_type: str) -> None:
+    """Files of all kinds reach the vendor, as bytes or as what the vendor calls them."""
+    files = (
+        llm.Media(media_type=media_type, data=b"a file"),
+        llm.Media(media_type=media_type, uri="https://example.com/files/1"),
+    )
+    message = llm.Message(role="user", attachments=files)
+
+    response = provider.complete(llm.CompletionRequest(messages=(message,)))
+
+    assert response.content == "gemini says a file and https://example.com/files/1."
+
+
+def test_pictures_of_the_model() -> None:
+    """A file in an answer is kept to be sent back."""
+    data = {"inlineData": {"mimeType": "image/png", "data": "YSBwaWN0dXJl"}}
+
+    for response in respond(candidate({"text": "Look:"}, data)):
+        assert response.content == "Look:"
+        message = response.message
+        with serve_google() as server, make_google(server.url) as provider:
+            request = llm.CompletionRequest(messages=(*ask("Hi"), message, *ask("And now?")))
+            failure_of(provider, request, streams=False)  # this model does not make any
+        assert "YSBwaWN0dXJl" in str(server.bodies[0]["contents"][1]["parts"][1])
+
+
+@pytest.mark.parametrize(
+    ("reason", "translated"),
+    [
+        ("MAX_TOKENS", "length"),
+        ("SAFETY", "content_filter"),
+        ("RECITATION", "content_filter"),
+        ("MODEL_ARMOR", "content_filter"),
+        ("LANGUAGE", "LANGUAGE"),
+    ],
+)
+def test_finish_reasons(reason: str, translated: str) -> None:
+    """Known reasons are translated, and others passed on."""
+    for response in respond(candidate({"text": "Hi."}, reason=reason)):
+        assert response.finish_reason == translated
+
+
+def test_answers_that_end_early() -> None:
+    """An answer may be empty if its finish reason says why."""
+    for response in respond(candidate(reason="MAX_TOKENS")):
+        assert response == llm.CompletionResponse(finish_reason="length")
+
+
+def test_a_blocked_prompt() -> None:
+    """A prompt that is blocked is answered, with the vendor's explanation if there is one."""
+    feedback = {"blockReason": "PROHIBITED_CONTENT", "blockReasonMessage": "I will not."}
+
+    for response in respond({"promptFeedback": feedback}):
+        assert response == llm.CompletionResponse(
+            refusal="I will not.", finish_reason="content_filter"
+        )
+    for response in respond({"promptFeedback": {"blockReason": "SAFETY"}}):
+        assert response == llm.CompletionResponse(finish_reason="content_filter")
+
+
+@pytest.mark.parametrize("reason", ["STOP", "MALFORMED_FUNCTION_CALL"])
+def test_nothing_is_not_an_answer(reason: str) -> None:
+    """An answer without text, reasoning and calls raises, and says why it has ended."""
+    with pytest.raises(ConnectionError, match=f"empty: {reason}"):
+        respond(candidate(reason=reason))
+
+
+@pytest.mark.parametrize("body", ["{}", '{"candidates": []}'])
+def test_no_finish_reason(body: str) -> None:
+    """An answer without a finish reason was cut off."""
+    with (
+        provider_of("application/json", body.encode()) as provider,
+        pytest.raises(ConnectionError, match="cut off"),
+    ):
+        provider.complete(REQUEST)
+
+
+def test_pieces_of_a_text() -> None:
+    """Pieces are joined for the way back, but not across a signature or a thought."""
+    pieces: list[Json] = [
+        {"text": "It ", "thought": True},
+        {"text": "rains", "thought": True},
+        {"text": "Ra"},
+        {"text": "in"},
+        {"text": "", "thoughtSignature": "YWJj"},
+        {"text": "."},
+        {},
+    ]
+
+    (response,) = respond(*(candidate(each, reason=None) for each in pieces), candidate())
+
+    assert (response.content, response.reasoning) == ("Rain.", "It rains")
+    assert response.extra == {
+        "google": {
+            "parts": [
+                {"text": "It rains", "thought": True},
+                {"text": "Rain"},
+                {"text": "", "thought_signature": "YWJj"},
+                {"text": "."},
+            ]
+        }
+    }
+
+
+def test_a_call_without_arguments() -> None:
+    """A call whose arguments the vendor leaves out has an empty object."""
+    for response in respond(candidate({"functionCall": {"name": "now"}})):
+        assert response.tool_calls[0].arguments == "{}"
+        assert response.finish_reason == "tool_calls"
+
+
+def test_counting(provider: llm.Provider, server: Server) -> None:
+    """Tokens are counted by the vendor, those of instructions too."""
+    messages = (llm.Message(role="system", content="Be brief."), *ask("Hi"))
+
+    assert provider.count_tokens(messages) == 23
+    assert "Be brief." in str(server.bodies[-1])
+
+
+def test_an_error_event() -> None:
+    """An error in the middle of a stream counts against the provider."""
+    error = {"error": {"code": 503, "message": "Overloaded.", "status": "UNAVAILABLE"}}
+    body = b"".join(events([candidate({"text": "It "}, reason=None), error]))
+
+    with provider_of("text/event-stream", body) as provider:
+        read = iter(provider.stream_completion(REQUEST))
+        first = next(read)
+        with pytest.raises(genai.errors.APIError, match="Overloaded") as caught:
+            next(read)
+
+    assert first == llm.Chunk(content="It ")
+    assert http.is_provider_fault(caught.value)
+
+
+def test_default_capabilities() -> None:
+    """The default is a model of today."""
+    with genai.Client(api_key="-") as client:
+        capabilities = GoogleLLM(client, "gemini").capabilities()
+
+    assert capabilities == replace(ABILITIES, context_window=1_048_576)

@@ -1,0 +1,283 @@
+"""A server on this machine that stands for a vendor of language models.
+
+What a vendor accepts and how it answers is in the other modules of this folder. They refuse what
+the vendor refuses, so that a provider that forgets a signature or invents a field fails here, too.
+"""
+
+import hashlib
+import json
+import socket
+import struct
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from enum import Enum, auto
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, TypeAlias, final
+
+from typing_extensions import override
+
+Json: TypeAlias = dict[str, Any]
+PAGE = b"<html><p>Sign in to this network.</html>"
+
+
+class Fault(Enum):
+    """How a server misbehaves."""
+
+    NONE = auto()
+    REFUSED = auto()
+    SILENT = auto()
+    RESET_BEFORE_HEADERS = auto()
+    UNAUTHORIZED = auto()
+    TOO_MANY_REQUESTS = auto()
+    UNAVAILABLE = auto()
+    TOO_LONG = auto()
+    RESET_AFTER_HEADERS = auto()
+    EMPTY = auto()
+    HTML = auto()
+    CUT = auto()
+    NO_END = auto()
+    ERROR_EVENT = auto()
+
+
+STATUSES = {Fault.UNAUTHORIZED: 401, Fault.TOO_MANY_REQUESTS: 429, Fault.UNAVAILABLE: 503}
+RESETS = {Fault.RESET_BEFORE_HEADERS, Fault.RESET_AFTER_HEADERS}
+
+
+class RefusedError(Exception):
+    """The vendor answers with an error."""
+
+    def __init__(self, message: str, status: int = 400) -> None:
+        """Make an error from its message and its status."""
+        super().__init__(message)
+        self.status = status
+
+
+def require(condition: object, message: str) -> None:
+    """Refuse a request unless a condition holds."""
+    if not condition:
+        raise RefusedError(message)
+
+
+def allow(value: Any, *names: str) -> None:
+    """Refuse an object with a field that is not known."""
+    require(isinstance(value, dict), f"not an object: {value!r}")
+    unknown = set(value) - set(names)
+    require(not unknown, f"unknown fields: {sorted(unknown)}")
+
+
+def check_schema(schema: Any) -> None:
+    """Refuse what is not the JSON schema of an object."""
+    require(isinstance(schema, dict) and schema.get("type") == "object", "malformed schema")
+    require(isinstance(schema.get("properties"), dict), "malformed schema: no properties")
+
+
+def sign(text: str) -> str:
+    """Return the signature of a thought."""
+    return hashlib.sha256(f"secret {text}".encode()).hexdigest()
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """What every vendor understands of a request.
+
+    Attributes:
+        text: What the user has said last.
+        results: Results of tools since then.
+        tool: Tool that may be called; None if none may.
+        is_forced: It must be called.
+        media: Bytes or links of the files that belong to the text.
+        schema: Schema of the answer.
+        thinks: The model is to reason.
+    """
+
+    text: str
+    results: tuple[str, ...] = ()
+    tool: str | None = None
+    is_forced: bool = False
+    media: tuple[str, ...] = ()
+    schema: Json | None = None
+    thinks: bool = False
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Idea:
+    """What the model answers, before it is put into the words of a vendor."""
+
+    thought: str = ""
+    text: str = ""
+    calls: tuple[tuple[str, Json], ...] = ()
+
+
+def think(question: Question, name: str) -> Idea:
+    """Answer a question: one city after the other is looked up, then the results are told."""
+    cities = [word.strip("?.,") for word in question.text.split() if word[:1].isupper()][1:]
+    thought = f"{name} thinks about step {len(question.results)}." if question.thinks else ""
+    if question.tool and (question.is_forced or len(question.results) < len(cities)):
+        city = (*cities, "Oslo")[len(question.results)]
+        return Idea(thought=thought, calls=((question.tool, {"city": city}),))
+    if question.schema is not None:
+        fields = dict.fromkeys(question.schema["properties"], "Oslo")
+        return Idea(thought=thought, text=json.dumps(fields))
+    told = " and ".join([*question.results, *question.media]) or "nothing"
+    return Idea(thought=thought, text=f"{name} says {told}.")
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """A body in pieces."""
+
+    kind: str
+    pieces: tuple[bytes, ...]
+
+
+Answer: TypeAlias = Callable[[str, Json, Mapping[str, str]], Reply]
+"""Answers path, body and headers of a request, or raises `RefusedError`."""
+Error: TypeAlias = Callable[[int, str, bool], bytes]
+"""Puts status and message of an error into the vendor's format, as a body or as an event."""
+
+
+class Server(ThreadingHTTPServer):
+    """Serves one vendor, each request in a thread of its own.
+
+    Attributes:
+        fault: How it misbehaves; may be changed at any time.
+        bodies: The bodies of all requests.
+        errors: Messages of the requests that were refused.
+        gone: Set when a client has closed a stream before its end.
+    """
+
+    daemon_threads = False  # so that closing the server waits for them
+
+    def __init__(self, answer: Answer, error: Error, fault: Fault) -> None:
+        """Listen at a free port, or hold one at which nobody listens."""
+        super().__init__(("127.0.0.1", 0), _Handler, bind_and_activate=False)
+        self.answer, self.error, self.fault = answer, error, fault
+        self.bodies: list[Json] = []
+        self.errors: list[str] = []
+        self.endless = False
+        self.gone = threading.Event()
+        self.server_bind()
+        if fault is not Fault.REFUSED:
+            self.server_activate()
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        return f"http://127.0.0.1:{self.server_port}"
+
+    @override
+    def shutdown_request(self, request: socket.socket | tuple[bytes, socket.socket]) -> None:
+        """End a connection."""
+        if self.fault in RESETS and isinstance(request, socket.socket):
+            # Closed without lingering and not shut down before, it is reset.
+            request.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.close_request(request)
+        else:
+            super().shutdown_request(request)
+
+
+@contextmanager
+def serve(answer: Answer, error: Error, fault: Fault = Fault.NONE) -> Iterator[Server]:
+    """Run a server."""
+    with Server(answer, error, fault) as server:
+        if fault is Fault.REFUSED:
+            yield server
+            return
+        thread = threading.Thread(target=server.serve_forever, args=(0.005,))
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.gone.set()
+            server.shutdown()
+            thread.join()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    @property
+    def _server(self) -> Server:
+        assert isinstance(self.server, Server)
+        return self.server
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        self.close_connection = True
+        server = self._server
+        server.bodies.append(body)
+        fault = server.fault
+        with suppress(ConnectionError):  # a client may leave early
+            if status := STATUSES.get(fault):
+                self._fail(status, "as told")
+            elif fault is Fault.SILENT:
+                server.gone.wait()
+            elif fault is Fault.TOO_LONG:
+                self._fail(400, "too long")
+            elif fault is not Fault.RESET_BEFORE_HEADERS:
+                try:
+                    reply = server.answer(self.path, body, dict(self.headers.items()))
+                except RefusedError as error:
+                    server.errors.append(str(error))
+                    self._fail(error.status, str(error))
+                else:
+                    self._send(reply)
+
+    def _fail(self, status: int, message: str) -> None:
+        body = self._server.error(status, message, False)  # noqa: FBT003 - a body
+        self.send_response(status)
+        self.send_header("Retry-After", "7")
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Connection", "close")
+        self.end_headers()
+        self.wfile.write(body)
+
+    def _send(self, reply: Reply) -> None:
+        fault, pieces, kind = self._server.fault, reply.pieces, reply.kind
+        if fault is Fault.HTML:
+            kind, pieces = "text/html", (PAGE,)
+        elif fault in {Fault.EMPTY, Fault.RESET_AFTER_HEADERS}:
+            pieces = ()
+        elif fault in {Fault.CUT, Fault.NO_END, Fault.ERROR_EVENT}:
+            pieces = pieces[: len(pieces) // 2]
+        if fault is Fault.ERROR_EVENT:
+            pieces = (*pieces, self._server.error(503, "as told", True))  # noqa: FBT003 - an event
+        self.send_response(200)
+        self.send_header("Content-Type", kind)
+        self.send_header("Transfer-Encoding", "chunked")
+        self.send_header("Connection", "close")
+        self.end_headers()
+        for piece in self._endless(pieces) if self._server.endless else pieces:
+            self.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+        if fault not in {Fault.CUT, Fault.RESET_AFTER_HEADERS}:
+            self.wfile.write(b"0\r\n\r\n")
+
+    def _endless(self, pieces: tuple[bytes, ...]) -> Iterator[bytes]:
+        """Yield the pieces, and then comments until the client has left."""
+        yield from pieces[:-1]
+        self.connection.settimeout(30)
+        with suppress(ConnectionError):
+            self.connection.recv(1)
+        self._server.gone.set()
+
+    @override
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+def events(values: Iterable[Json], *texts: str, named: bool = False) -> tuple[bytes, ...]:
+    """Return server-sent events, with JSON and then with texts; with the type as their name."""
+    return (
+        *(
+            (f"event: {value['type']}\n" if named else "").encode()
+            + f"data: {json.dumps(value)}\n\n".encode()
+            for value in values
+        ),
+        *(f"data: {text}\n\n".encode() for text in texts),
+    )

@@ -18,6 +18,7 @@ from typing_extensions import override
 
 from helpers import in_thread, in_threads, succeed, trip
 from resilience import CircuitBreaker, CircuitBreakerConfig, State, StateChange
+from resilience._breaker import events
 from resilience._breaker.events import EventQueue
 from resilience.testing import ManualClock
 
@@ -271,6 +272,21 @@ def test_watchers() -> None:
 
     assert disturbed.seen == ["a", "b", "first", "a", "b", "second"]
     assert disturbed.depths == [0] * 6
+
+
+def test_watchers_before_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are called whatever a log handler does."""
+    disturbed = Disturbed()
+    disturbed.queue.watchers = (partial(disturbed.listen, change("watcher")),)
+
+    def log(_: StateChange) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(events, "_log", log)
+    with pytest.raises(KeyboardInterrupt):
+        disturbed.add("first")
+
+    assert disturbed.seen == ["watcher", "first"]
 
 
 def test_another_thread_is_faster() -> None:

@@ -19,6 +19,7 @@ import pytest
 from typing_extensions import override
 
 from resilience import CircuitBreaker, CircuitBreakerConfig, State, _fork, redis
+from resilience._breaker.periods import Closed
 from resilience.redis import RedisNews
 from resilience.testing import ManualClock
 
@@ -335,8 +336,10 @@ class TestTelling:
 
         assert threads_of(server) == {"resilience-redis-send", "resilience-redis-receive"}
 
-    def test_a_slow_listener(self, server: Server, start: Start) -> None:
-        """What happens is told before the application's listener has ended."""
+    def test_is_told_at_once(
+        self, server: Server, start: Start, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """An opening is told when it happens, even before the application's listener has ended."""
         listened: list[bool] = []
 
         def listen(_: object) -> None:
@@ -344,8 +347,12 @@ class TestTelling:
             listened.append(True)
 
         breaker = make_breaker(on_state_change=listen)
-        start(breaker)
+        news = start(breaker)
+        monkeypatch.setattr(redis, "_TICK", 2 * LIMIT)
+        server.wait_for(lambda: server.subscriptions[0].asked[-1] > LIMIT)
         fail(breaker)
+        news.close()
+        server.deliver("")  # so that the receiver ends
 
         assert listened == [True]
 
@@ -439,13 +446,20 @@ class TestHearing:
         assert breaker.state is State.CLOSED
 
     @pytest.mark.parametrize("milliseconds", [-1, -2, None, "4000"])
-    def test_no_expiry(self, server: Server, start: Start, milliseconds: Any) -> None:  # noqa: ANN401
-        """A key that does not expire, or has expired, keeps nothing open."""
+    def test_no_expiry(
+        self,
+        server: Server,
+        start: Start,
+        caplog: pytest.LogCaptureFixture,
+        milliseconds: Any,  # noqa: ANN401
+    ) -> None:
+        """A key that does not expire, or has expired, changes nothing."""
         server.kept["chat:opened:model"] = (json.dumps(OPENED), milliseconds)
         breaker = make_breaker()
         start(breaker)
 
-        assert breaker.state in {State.CLOSED, State.HALF_OPEN}
+        assert breaker.state is State.CLOSED
+        assert caplog.records == []
 
     def test_isolated(self, server: Server, start: Start) -> None:
         """A process that starts late reads isolations, too, if it follows operators."""
@@ -700,6 +714,41 @@ class TestLosses:
         server.wait_for(lambda: "chat:opened:model" in server.kept)
         assert second.state is State.OPEN
 
+    def test_closings_are_told_once(self, server: Server, start: Start) -> None:
+        """After a reconnection a closing is not told again."""
+        breaker = make_breaker()
+        start(breaker)
+        fail(breaker)
+        server.wait_for(server.published)
+        with breaker._events._lock:
+            breaker._period = Closed()
+        server.wait_for(lambda: len(server.published()) == 2)
+        server.subscriptions[0].messages.put({"type": "subscribe", "channel": "", "data": 1})
+        reads = len(server.named("get"))
+        server.wait_for(lambda: len(server.named("get")) > reads)
+        server.settle()
+
+        assert [news["kind"] for news in server.published()] == ["opened", "closed"]
+
+    def test_asks_once(self, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A silent connection is asked once before it is given up."""
+        news = start(make_breaker())
+        news.close()
+        join_all()
+        asked: list[float] = []
+        now = [0.0]
+
+        def wait(*, timeout: float) -> None:
+            now[0] += timeout
+
+        monkeypatch.setattr(redis, "_TICK", 1.0)
+        monkeypatch.setattr(redis, "time", SimpleNamespace(monotonic=lambda: now[0]))
+        silent: Any = SimpleNamespace(get_message=wait, ping=lambda: asked.append(now[0]))
+        with pytest.raises(TimeoutError, match="Redis has been silent for 11 s"):
+            news._follow(silent, redis._Run())
+
+        assert asked == [6.0]
+
     def test_growing_delay(
         self, server: Server, start: Start, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -740,7 +789,7 @@ class TestLosses:
 
             def get(self, *, timeout: float) -> None:
                 timeouts.append(timeout)
-                self.is_over = len(timeouts) == 6
+                self.is_over = len(timeouts) == 7
                 if len(timeouts) < 6:
                     now.append(now[-1] + timeout)
                     raise Empty
@@ -748,12 +797,12 @@ class TestLosses:
         now = [0.0]
         monkeypatch.setattr(redis, "_TICK", 1.0)
         monkeypatch.setattr(redis, "time", SimpleNamespace(monotonic=lambda: now[-1]))
-        told = iter([True, False, False, False, False, False, True])
+        told = iter([True, False, False, False, False, False, True, True])
         monkeypatch.setattr(RedisNews, "_tell", lambda *_: next(told))
         never: Any = Never()
         news._send(never)
 
-        assert timeouts == [1.0, 2.0, 4.0, 8.0, 10.0, 10.0]
+        assert timeouts == [1.0, 2.0, 4.0, 8.0, 10.0, 10.0, 1.0]
 
     def test_a_log_handler_that_raises(self, server: Server) -> None:
         """It ends no thread."""
@@ -905,8 +954,6 @@ class TestLife:
         origin, old = news._origin, alive()
         server.gate = threading.Event()
         fail(breaker)  # and is not looked at any more
-        watch = news._watches["model"]
-        watch.has_changed = True
         _fork._renew_all()
         server.gate.set()
         join_all(old)

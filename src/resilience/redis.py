@@ -240,8 +240,6 @@ class RedisNews(_settings.Uncopyable):
             return
         self._run.is_over = True  # if one of the two threads has forked, it ends in the child
         self._run = _Run()
-        for watch in self._watches.values():
-            watch.has_changed = False
         try:
             self._start()
         except Exception as raised:  # no thread can be started; a fork hook has no caller
@@ -359,9 +357,11 @@ class RedisNews(_settings.Uncopyable):
             pipeline.pttl(self._key(kind, name))
         replies = pipeline.execute(raise_on_error=False) if kept else ()
         for (kind, name), message, left in zip(kept, replies[::2], replies[1::2], strict=True):
+            if not isinstance(left, int) or left <= 0:  # a key of ours always expires
+                continue
             news = read_news(message)
-            if news and (news.kind, news.name) == (kind, name) and isinstance(left, int):
-                self._hear(replace(news, seconds=min(news.seconds, max(left, 0) / 1000)))
+            if news and (news.kind, news.name) == (kind, name):
+                self._hear(replace(news, seconds=min(news.seconds, left / 1000)))
         _raise_first(replies)
 
     def _hear(self, news: News | None) -> None:

@@ -361,15 +361,17 @@ class TestTelling:
         breaker = make_breaker()
         news = start(breaker)
         server.gate = threading.Event()
+        longest = 0
         for _ in range(1000):
             fail(breaker)
-            assert news._run.changes.qsize() <= 1
+            longest = max(longest, news._run.changes.qsize())
             breaker.reset()
         fail(breaker)
         server.gate.set()
         server.wait_for(lambda: "chat:opened:model" in server.kept)
         server.settle()
 
+        assert longest <= 2
         assert len(server.published()) <= 4
 
     def test_is_looked_at(self, server: Server, start: Start) -> None:
@@ -388,6 +390,8 @@ class TestTelling:
         """All are looked at in time, however many changes there are."""
         looked: list[int] = []
         news = start(make_breaker())
+        news.close()
+        join_all()
 
         class Busy:
             is_over = False

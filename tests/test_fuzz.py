@@ -1,4 +1,4 @@
-"""Hostile values: what reads them never raises, and what checks them says which one was wrong.
+"""Hostile values: reading an exception never raises, and a refused setting is named.
 
 `RESILIENCE_LONG=1` tries many more.
 """
@@ -21,6 +21,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from helpers import refuse
 from resilience import (
     AllFailedError,
     CircuitBreaker,
@@ -37,11 +38,11 @@ EXAMPLES = 20_000 if "RESILIENCE_LONG" in os.environ else 300
 FUZZING = settings(max_examples=EXAMPLES, deadline=None)
 
 
-# ---- objects that do not behave
+# ---- hostile objects
 
 
 def misbehave(*_: object, **__: object) -> NoReturn:
-    """Raise what nobody expects."""
+    """Raise an unusual exception."""
     msg = "hostile"
     raise ArithmeticError(msg)
 
@@ -53,19 +54,19 @@ def hostile(*names: str, base: type = object) -> type:
 
 
 def hostile_property(*names: str, base: type = object) -> type:
-    """Return a class of which these attributes cannot be read."""
+    """Return a class whose attributes of these names cannot be read."""
     return type("Unreadable", (base,), {name: property(misbehave) for name in names})
 
 
 class Endless:
-    """Something that goes down without end."""
+    """An object whose attributes are objects of the same kind, without end."""
 
     def __getattr__(self, name: str) -> "Endless":
-        """Return another one like it."""
+        """Return another such object."""
         return self
 
     def __str__(self) -> str:
-        """Go down."""
+        """Recurse without end."""
         return str(self)
 
 
@@ -76,7 +77,7 @@ class Status(IntEnum):
 
 
 class Interrupting:
-    """Items that stop coming in the middle."""
+    """A mapping whose iteration raises after the first item."""
 
     def items(self) -> Iterator[tuple[str, str]]:
         """Yield one pair, and raise."""
@@ -85,7 +86,7 @@ class Interrupting:
 
 
 def quiet(values: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
-    """Wrap a strategy that would take pages to describe."""
+    """Wrap a strategy whose description would take pages."""
 
     @st.composite
     def values_of_many_kinds(draw: st.DrawFn) -> Any:  # noqa: ANN401
@@ -167,7 +168,7 @@ PAIRS = quiet(st.lists(st.tuples(KEYS, VALUES), max_size=3))
 
 
 def message(pairs: list[tuple[Any, Any]]) -> Message:
-    """Put pairs into what the standard library's clients have, as far as it takes them."""
+    """Put pairs into headers of the standard library, as far as these accept them."""
     headers = Message()
     for key, value in pairs:
         with contextlib.suppress(Exception):
@@ -176,7 +177,7 @@ def message(pairs: list[tuple[Any, Any]]) -> Message:
 
 
 def as_dict(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
-    """Put pairs into a dictionary, as far as it takes them."""
+    """Put pairs into a dictionary, as far as it accepts them."""
     headers: dict[Any, Any] = {}
     for key, value in pairs:
         with contextlib.suppress(Exception):
@@ -245,36 +246,39 @@ BASES = (
 )
 
 
-@st.composite
-def responses(draw: st.DrawFn) -> object:
-    """Draw what may stand on an exception as its response."""
-    return draw(
-        st.builds(SimpleNamespace, status_code=STATUSES, headers=HEADERS)
-        | st.builds(dict, Error=st.builds(dict, Code=STATUSES) | VALUES, ResponseMetadata=METADATA)
-        | errors()
-        | st.sampled_from([hostile_property("status_code"), hostile_property("headers")]).map(
-            lambda kind: kind()
-        )
-        | VALUES
+# Made once, since making a strategy takes longer than drawing from it.
+INNER: st.SearchStrategy[BaseException] = st.deferred(lambda: ERRORS)
+RESPONSES = quiet(
+    st.builds(SimpleNamespace, status_code=STATUSES, headers=HEADERS)
+    | st.builds(dict, Error=st.builds(dict, Code=STATUSES) | VALUES, ResponseMetadata=METADATA)
+    | INNER
+    | st.sampled_from([hostile_property("status_code"), hostile_property("headers")]).map(
+        lambda kind: kind()
     )
+    | VALUES
+)
+ATTRIBUTES: dict[str, st.SearchStrategy[Any]] = {
+    **dict.fromkeys(["status_code", "grpc_status_code"], STATUSES),
+    **dict.fromkeys(["status", "code", "http_status"], STATUSES),
+    "rcvd": st.builds(SimpleNamespace, code=STATUSES) | VALUES,
+    "response": RESPONSES,
+    **dict.fromkeys(["headers", "resp_headers"], HEADERS),
+    **dict.fromkeys(["details", "body"], DETAILS),
+}
+SOME_ATTRIBUTES = st.lists(st.sampled_from(list(ATTRIBUTES)), max_size=4, unique=True)
+UNREADABLE = st.lists(st.sampled_from(NAMES), max_size=2)
+KINDS = st.sampled_from(BASES)
+PARTS: st.SearchStrategy[list[BaseException]] = st.just([]) | st.lists(INNER, max_size=2)
 
 
 @st.composite
 def errors(draw: st.DrawFn) -> BaseException:
-    """Draw exceptions, with others in them and behind them."""
-    optional = {
-        **dict.fromkeys(["status_code", "grpc_status_code"], STATUSES),
-        **dict.fromkeys(["status", "code", "http_status"], STATUSES),
-        "rcvd": st.builds(SimpleNamespace, code=STATUSES) | VALUES,
-        "response": responses(),
-        **dict.fromkeys(["headers", "resp_headers"], HEADERS),
-        **dict.fromkeys(["details", "body"], DETAILS),
-    }
-    attributes = draw(st.fixed_dictionaries({}, optional=optional))
-    unreadable = draw(st.lists(st.sampled_from(NAMES), max_size=2))
-    base = draw(st.sampled_from(BASES))
-    parts = draw(st.just([]) | st.lists(errors(), max_size=2))
-    return shaped(attributes, unreadable, base, parts)
+    """Draw exceptions, with others as their members and causes."""
+    attributes = {name: draw(ATTRIBUTES[name]) for name in draw(SOME_ATTRIBUTES)}
+    return shaped(attributes, draw(UNREADABLE), draw(KINDS), draw(PARTS))
+
+
+ERRORS: st.SearchStrategy[BaseException] = errors()
 
 
 def shaped(
@@ -306,10 +310,10 @@ def shaped(
     return error
 
 
-@given(error=errors())
+@given(error=ERRORS)
 @FUZZING
 def test_reading_an_exception_never_raises(error: BaseException) -> None:
-    """Whatever an exception holds, what counts moves on, and the wait is sensible or None."""
+    """Whatever an exception contains, a fault fails over, and the wait is valid or None."""
     is_fault = http.is_provider_fault(error)
     moves_on = http.may_succeed_elsewhere(error)
     wait = http.retry_after(error)
@@ -321,7 +325,7 @@ def test_reading_an_exception_never_raises(error: BaseException) -> None:
 @given(name=st.sampled_from(["Retry-After", "Retry-After-Ms"]), value=VALUES | TEXTS)
 @FUZZING
 def test_no_header_gives_an_endless_wait(name: str, value: object) -> None:
-    """Whatever stands in a header, the wait is finite, not negative, or None."""
+    """Whatever a header contains, the wait is finite and not negative, or None."""
     response = SimpleNamespace(headers={name: value})
 
     wait = http.retry_after(shaped({"response": response}, [], Exception))
@@ -332,7 +336,7 @@ def test_no_header_gives_an_endless_wait(name: str, value: object) -> None:
 @given(value=TEXTS)
 @FUZZING
 def test_a_header_means_the_same_as_bytes(value: str) -> None:
-    """A client that gives headers as bytes is read like one that gives text."""
+    """Headers as bytes are read like headers as text."""
     value = value.encode("latin-1", "replace").decode("latin-1")
     as_text = SimpleNamespace(headers={"Retry-After-Ms": value})
     as_bytes = SimpleNamespace(headers={b"Retry-After-Ms": value.encode("latin-1")})
@@ -415,7 +419,7 @@ def shown(value: object) -> list[str]:
 
 
 def made(kind: Callable[..., Any], fields: dict[str, object]) -> Any:  # noqa: ANN401
-    """Make settings, or return None if they were refused as they should be."""
+    """Make settings, or return None if they were refused with the right message."""
     try:
         return kind(**fields)
     except (TypeError, ValueError) as error:
@@ -428,17 +432,12 @@ def made(kind: Callable[..., Any], fields: dict[str, object]) -> Any:  # noqa: A
     return None
 
 
-def fail() -> NoReturn:
-    """Fail as providers do."""
-    raise ConnectionError
-
-
 @given(fields=st.fixed_dictionaries({}, optional=FIELDS))
 @example({"clock": 3})
 @example({"clock": coroutine_function})
 @FUZZING
 def test_a_breaker_is_refused_or_works(fields: dict[str, object]) -> None:
-    """Each refusal names field and value; with what was not refused a breaker does its work."""
+    """Each refusal names field and value; with accepted settings a breaker works."""
     clock = ManualClock()
     config = made(CircuitBreakerConfig, {"clock": clock, **fields})
     if config is None:
@@ -448,7 +447,7 @@ def test_a_breaker_is_refused_or_works(fields: dict[str, object]) -> None:
     assert breaker.execute(str) == ""
     for _ in range(5):
         with pytest.raises((ConnectionError, CircuitOpenError)):
-            breaker.execute(fail)
+            breaker.execute(refuse)
         assert breaker.state in State
         clock.advance(20)
     breaker.isolate()
@@ -464,15 +463,15 @@ def test_a_breaker_is_refused_or_works(fields: dict[str, object]) -> None:
 @given(fields=st.fixed_dictionaries({}, optional=GROUP_FIELDS))
 @FUZZING
 def test_a_group_is_refused_or_works(fields: dict[str, object]) -> None:
-    """Each refusal names field and value; with what was not refused a group does its work."""
+    """Each refusal names field and value; with accepted settings a group works."""
     config = made(FallbackConfig, fields)
     # With a limit the calls are real ones, on threads, and some limits are too short for any.
     if config is None or config.attempt_timeout:
         return
-    group = FallbackGroup[Callable[[], str]](fail, "0", config)
+    group = FallbackGroup[Callable[[], str]](refuse, "0", config)
     group.add_fallback("1", str)
 
-    with contextlib.suppress(ConnectionError, AllFailedError):  # as the filter wants it
+    with contextlib.suppress(ConnectionError, AllFailedError):  # as the filter decides
         assert group.execute(lambda provider: provider()) == ""
     with contextlib.suppress(ConnectionError, AllFailedError):
         assert list(group.stream(lambda provider: provider())) == []
@@ -483,7 +482,7 @@ def test_a_group_is_refused_or_works(fields: dict[str, object]) -> None:
 @given(name=ANYTHING | st.sampled_from(["", "0", "1"]), attempt_timeout=ANYTHING)
 @FUZZING
 def test_a_provider_is_refused_or_added(name: object, attempt_timeout: object) -> None:
-    """A name or a limit that is refused is named, and nothing is added then."""
+    """A refusal names the name or the limit, and nothing is added then."""
     group = FallbackGroup("primary", "0")
 
     def add(**fields: Any) -> bool:  # noqa: ANN401

@@ -24,7 +24,7 @@ from resilience.testing import FakeLLM, ManualClock, StatusError
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 Answers = tuple[bool, bool]
-"""What `is_provider_fault` and `may_succeed_elsewhere` say."""
+"""Results of `is_provider_fault` and `may_succeed_elsewhere`."""
 
 WRONG_REQUEST = (False, False)
 WRONG_PROVIDER = (False, True)
@@ -83,7 +83,7 @@ class HostileError(Exception):
 
 
 class Hostile:
-    """An object that raises at whatever is done with it."""
+    """An object all of whose methods raise."""
 
     @override
     def __getattribute__(self, name: str) -> object:
@@ -94,7 +94,7 @@ class Hostile:
         raise ValueError
 
     def __bool__(self) -> bool:
-        """Have no truth."""
+        """Raise."""
         raise ValueError
 
     @override
@@ -119,7 +119,7 @@ class HostileInteger(int):
 
 
 class HostileText(str):
-    """A text that cannot be worked with."""
+    """A text that cannot be stripped."""
 
     __slots__ = ()
 
@@ -133,7 +133,7 @@ class HostileText(str):
 
 
 class HostileKey(str):
-    """A key that cannot be compared with the text that it has the hash of."""
+    """A key that cannot be compared with the text that has the same hash."""
 
     __slots__ = ()
 
@@ -154,7 +154,7 @@ class Falsy(SimpleNamespace):
     """A response that is false, like the failed ones of some clients."""
 
     def __bool__(self) -> bool:
-        """Be false."""
+        """Return False."""
         return False
 
 
@@ -169,7 +169,7 @@ def at(now: datetime) -> AbstractContextManager[object]:
 
 
 def answers(error: BaseException) -> Answers:
-    """Ask both predicates."""
+    """Call both predicates."""
     return http.is_provider_fault(error), http.may_succeed_elsewhere(error)
 
 
@@ -217,14 +217,13 @@ def test_a_status_decides(status: int, expected: Answers) -> None:
 
 @pytest.mark.parametrize("status", NO_ERRORS)
 def test_a_number_that_is_no_error_is_a_provider_fault(status: int) -> None:
-    """All numbers but those of the table count and move on."""
+    """All numbers but those of the table count and fail over."""
     assert {answers(error) for error in shapes_of(status)} == {PROVIDER_FAULT}
 
 
-@pytest.mark.parametrize("status", range(380, 620))
-def test_what_counts_moves_on(status: int) -> None:
-    """No status counts against the provider without moving on to the next."""
-    assert answers(ShapedError(status_code=status)) != (True, False)
+def test_what_counts_fails_over() -> None:
+    """No status counts against the provider without failing over to the next."""
+    assert (True, False) not in {answers(ShapedError(status_code=n)) for n in range(380, 620)}
 
 
 @pytest.mark.parametrize(("code", "expected"), CLOSE_CODES.items())
@@ -284,14 +283,14 @@ def test_the_error_codes_of_aws_are_read(status: object, code: object, expected:
         Mock(spec=Exception, status_code=Mock(), response=MagicMock()),
     ],
 )
-def test_what_has_no_status_is_the_providers_fault(error: BaseException) -> None:
+def test_an_exception_without_a_status_is_a_provider_fault(error: BaseException) -> None:
     """An exception without a status that is an integer is the provider's fault."""
     assert answers(error) == PROVIDER_FAULT
     assert http.retry_after(error) is None
 
 
-def test_attributes_that_raise_say_nothing() -> None:
-    """What raises when it is read or looked at is taken as missing."""
+def test_attributes_that_raise_are_ignored() -> None:
+    """An attribute that raises when it is read or compared counts as missing."""
     errors = [
         HostileError(),
         ShapedError(response=Hostile()),
@@ -313,12 +312,12 @@ def test_attributes_that_raise_say_nothing() -> None:
 
 
 @pytest.mark.parametrize("name", ["code", "status", "http_status"])
-@pytest.mark.parametrize("number", [0, 1, 2, 127, 399, 600, 40001])
-def test_not_every_number_is_a_status(name: str, number: int) -> None:
-    """A number such as an exit code is no status, so that the cause is asked."""
-    error = raised_from(ShapedError(**{name: number}), ShapedError(status_code=404))
+def test_not_every_number_is_a_status(name: str) -> None:
+    """A number such as an exit code is no status, so that the cause is read."""
+    cause = ShapedError(status_code=404)
 
-    assert answers(error) == WRONG_PROVIDER
+    for number in (0, 1, 2, 127, 399, 600, 40001):
+        assert answers(raised_from(ShapedError(**{name: number}), cause)) == WRONG_PROVIDER
 
 
 @pytest.mark.parametrize("number", [400, 499, 500, 599, 4400, 4599, "UNAVAILABLE", "ABORTED"])
@@ -345,7 +344,7 @@ def test_deprecated_attributes_are_not_read() -> None:
 
 
 def test_the_exceptions_own_status_comes_first() -> None:
-    """If an exception and its response contradict each other, the exception's word counts."""
+    """If an exception and its response have different statuses, the exception's is used."""
     in_mid_stream = ShapedError(
         status_code=200, response=SimpleNamespace(status_code=404), code=404
     )
@@ -389,7 +388,7 @@ def test_a_status_that_cannot_be_compared_is_read() -> None:
     ],
 )
 def test_a_number_is_a_wait(headers: Mapping[object, object], seconds: float) -> None:
-    """Milliseconds come first, then seconds, whatever the mapping, its spelling and its types."""
+    """Milliseconds come first, then seconds, in any kind of mapping, spelling and type."""
     assert http.retry_after(with_headers(headers)) == seconds
     assert http.retry_after(ShapedError(headers=headers)) == seconds
     assert http.retry_after(ShapedError(resp_headers=headers)) == seconds
@@ -421,8 +420,8 @@ def test_a_number_is_a_wait(headers: Mapping[object, object], seconds: float) ->
     ],
     ids=lambda value: ascii(value)[:40],
 )
-def test_a_value_without_sense_is_no_wait(value: object) -> None:
-    """What is negative, endless, absurd or not to be understood says nothing."""
+def test_an_invalid_value_is_no_wait(value: object) -> None:
+    """A value that is negative, infinite, too large or unreadable is ignored."""
     assert http.retry_after(with_headers({"retry-after": value})) is None
     assert http.retry_after(with_headers({"retry-after-ms": value})) is None
 
@@ -438,7 +437,7 @@ def test_a_value_without_sense_is_no_wait(value: object) -> None:
     ],
 )
 def test_an_absurd_wait_is_no_wait(name: str, value: str) -> None:
-    """More than 1e9 seconds, such as a time stamp sent by mistake, say nothing."""
+    """More than 1e9 seconds, such as a time stamp sent by mistake, are ignored."""
     with at(NOW):
         assert http.retry_after(with_headers({name: value})) is None
 
@@ -467,7 +466,7 @@ def test_a_date_is_a_wait(date: object, seconds: float) -> None:
 
 @pytest.mark.parametrize("skew", [-86400, -300, 0, 300, 86400])
 def test_a_date_is_measured_from_the_date_of_the_response(skew: int) -> None:
-    """The clock of this machine does not matter if the response says when it was sent."""
+    """The clock of this machine does not matter if the response has a date."""
     then = NOW + timedelta(seconds=skew)
     date, later = (format_datetime(then + timedelta(seconds=wait)) for wait in (0, 60))
 
@@ -479,8 +478,8 @@ def test_a_date_is_measured_from_the_date_of_the_response(skew: int) -> None:
 
 
 @pytest.mark.parametrize("date", ["", "now", "5", None, b"\xff", "1 Jan 99999999999 00:00"])
-def test_a_date_of_the_response_without_sense_is_ignored(date: object) -> None:
-    """Without a date of the response that can be understood, the time of day is taken."""
+def test_an_invalid_date_of_the_response_is_ignored(date: object) -> None:
+    """Without a readable date of the response, the time of day is used."""
     headers = {"retry-after": "Fri, 02 Jan 2026 03:05:35 GMT", "date": date}
 
     with at(NOW):
@@ -488,7 +487,7 @@ def test_a_date_of_the_response_without_sense_is_ignored(date: object) -> None:
 
 
 def test_an_absurd_date_of_the_response_gives_no_wait() -> None:
-    """More than 1e9 seconds between the two dates say nothing."""
+    """More than 1e9 seconds between the two dates are ignored."""
     headers = {
         "retry-after": "Fri, 02 Jan 2026 03:05:35 GMT",
         "date": "Thu, 01 Jan 1970 00:00:00 GMT",
@@ -550,31 +549,33 @@ def test_retry_info_is_a_wait(info: object, seconds: float) -> None:
     ],
     ids=lambda value: ascii(value)[:60],
 )
-def test_a_retry_info_without_sense_is_no_wait(info: object) -> None:
-    """What is negative, absurd or not to be understood says nothing."""
+def test_an_invalid_retry_info_is_no_wait(info: object) -> None:
+    """A delay that is negative, too large or unreadable is ignored."""
     assert http.retry_after(ShapedError(details=[info], body={"details": info})) is None
 
 
 def test_headers_come_before_retry_info() -> None:
-    """A header wins over a RetryInfo, if it can be understood."""
+    """A readable header is used instead of a RetryInfo."""
     info = [{"retryDelay": "34s"}]
 
     assert http.retry_after(ShapedError(details=info, headers={"retry-after": "5"})) == 5.0
     assert http.retry_after(ShapedError(details=info, headers={"retry-after": "soon"})) == 34.0
 
 
-def test_details_without_end_are_left() -> None:
-    """Details that contain themselves are looked at for a while, and say nothing."""
+def test_details_without_end() -> None:
+    """Details that contain themselves are read up to a limit, and ignored."""
     endless: list[object] = [{"error": {}}]
     endless += [endless, endless]
 
     assert http.retry_after(ShapedError(details=endless)) is None
 
 
-# ---- exceptions in and behind an exception
+# ---- members and causes of an exception
 
 
-@pytest.mark.parametrize(("status", "expected"), STATUSES.items())
+@pytest.mark.parametrize(
+    ("status", "expected"), [(400, WRONG_REQUEST), (404, WRONG_PROVIDER), (503, PROVIDER_FAULT)]
+)
 def test_an_exception_without_a_status_is_judged_by_its_cause(
     status: int, expected: Answers
 ) -> None:
@@ -599,7 +600,7 @@ def test_the_cause_is_read_only_for_what_is_missing() -> None:
 
 
 def test_a_context_is_no_cause() -> None:
-    """An exception that was only being handled meanwhile is not read."""
+    """An exception that was being handled when another one was raised is not read."""
     error = RuntimeError()
     error.__context__ = ShapedError(status_code=400, headers={"retry-after": "5"})
 
@@ -660,7 +661,7 @@ def test_the_status_of_a_group_comes_first() -> None:
 
 
 def test_a_group_of_providers_asks_for_no_wait() -> None:
-    """The providers behind an `AllFailedError` wait each for itself, so it has no wait."""
+    """Each provider behind an `AllFailedError` has a wait of its own, so the error has none."""
     throttled = with_headers({"retry-after": "60"})
     failed = raised_from(AllFailedError({"a": throttled}), throttled)
 
@@ -683,8 +684,8 @@ def test_circles_end() -> None:
     assert answers(raised_from(first, first)) == PROVIDER_FAULT
 
 
-def test_causes_without_end_are_left() -> None:
-    """After a hundred exceptions the rest is not looked at, and nothing is known."""
+def test_causes_without_end() -> None:
+    """After a hundred exceptions the rest is not read, and there is no status."""
 
     class EndlessError(Exception):
         @property
@@ -721,7 +722,7 @@ def test_a_large_group_is_judged_whole() -> None:
 
 
 def test_parts_that_are_none_are_ignored() -> None:
-    """What cannot be read, or is no exception, is no member and no cause."""
+    """A member that cannot be read, or is no exception, is ignored."""
 
     class HostileGroup(ExceptionGroup[Exception]):
         @property
@@ -740,7 +741,7 @@ def test_parts_that_are_none_are_ignored() -> None:
 
 @pytest.fixture(params=["EST5", "UTC0", "JST-9"])
 def _in_zone(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Put the process into a time zone."""
+    """Set the time zone of the process."""
     if not hasattr(time, "tzset"):
         pytest.skip("this system cannot change the time zone of a process")
     with pytest.MonkeyPatch.context() as patched:
@@ -766,8 +767,8 @@ def test_the_machines_time_zone_does_not_matter() -> None:
         SimpleNamespace(items=lambda: [("retry-after",)]),
     ],
 )
-def test_headers_without_a_wait_say_nothing(headers: object) -> None:
-    """Headers that lack the names, or are no headers at all, say nothing."""
+def test_headers_without_a_wait(headers: object) -> None:
+    """Headers without these names, and objects that are no headers, are ignored."""
     assert http.retry_after(with_headers(headers)) is None
     assert http.retry_after(ShapedError(headers=headers)) is None
 
@@ -806,7 +807,7 @@ def test_the_standard_librarys_own_error_is_read() -> None:
 
 
 def test_an_interrupt_is_not_swallowed() -> None:
-    """An attribute that is interrupted by the user interrupts the reading."""
+    """An interruption while an attribute is read is raised."""
 
     class Interrupted(Exception):  # noqa: N818
         @property
@@ -907,58 +908,13 @@ def test_the_wait_is_never_less_than_the_reset_timeout() -> None:
     assert group.breakers["primary"].state is State.OPEN
 
 
-# ---- anything at all
-
-NAMES = st.sampled_from(["retry-after", "Retry-After", "retry-after-ms", "RETRY-AFTER-MS", "date"])
-VALUES = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats()
-    | st.text(max_size=40)
-    | st.binary(max_size=40)
-    | st.text("0123456789.,-+eE_ \u0663\uff11", max_size=12)
-    | st.datetimes().map(format_datetime)
-    | st.builds(Hostile)
-    | st.builds(HostileInteger, st.integers())
-    | st.builds(HostileText, st.text(max_size=5))
-    | st.builds(Pretender),
-    lambda inner: st.lists(inner, max_size=3),
-    max_leaves=3,
-)
-KEYS = NAMES | NAMES.map(str.encode) | st.text(max_size=5) | st.integers()
-PAIRS = st.lists(st.tuples(KEYS, VALUES), max_size=4)
-HEADERS = PAIRS.map(dict) | PAIRS.map(lambda pairs: SimpleNamespace(items=lambda: pairs)) | VALUES
-RESPONSES = VALUES | st.builds(SimpleNamespace, status_code=VALUES, headers=HEADERS)
-ERRORS = st.builds(HostileError) | st.fixed_dictionaries(
-    {},
-    optional={
-        "status_code": VALUES | st.integers(390, 510),
-        "response": RESPONSES,
-        "headers": HEADERS,
-        "status": VALUES,
-        "code": VALUES,
-        "details": VALUES,
-    },
-).map(lambda attributes: ShapedError(**attributes))
-
-
-@given(error=ERRORS)
-@settings(deadline=None)
-def test_nothing_makes_the_reading_raise(error: Exception) -> None:
-    """Whatever an exception carries, the answers are truths and a sensible wait or None."""
-    is_fault, moves_on = answers(error)
-    seconds = http.retry_after(error)
-
-    assert is_fault is True or is_fault is False
-    assert moves_on is True or moves_on is is_fault is False
-    assert seconds is None or (type(seconds) is float and 0.0 <= seconds <= 1e9)
+# ---- any number and any date
 
 
 @given(seconds=st.floats(0, 1e9), form=st.sampled_from([repr, "{:.3f}".format, "{:e}".format]))
 @settings(deadline=None)
-def test_every_sensible_number_is_a_wait(seconds: float, form: Callable[[float], str]) -> None:
-    """A number from 0 up is the wait, as seconds or as milliseconds, however it is written."""
+def test_every_valid_number_is_a_wait(seconds: float, form: Callable[[float], str]) -> None:
+    """A number of 0 or more is the wait, in seconds or milliseconds, in any notation."""
     text = form(seconds)
 
     assert http.retry_after(with_headers({"retry-after": text})) == float(text)
@@ -971,7 +927,7 @@ def test_every_sensible_number_is_a_wait(seconds: float, form: Callable[[float],
 )
 @settings(deadline=None)
 def test_every_date_is_a_wait(seconds: int, now: datetime) -> None:
-    """A date is as far away as it is later than now, and never less than 0."""
+    """A date is a wait of the seconds from now, and never less than 0."""
     now = now.replace(microsecond=0, tzinfo=UTC)
     date = format_datetime(now + timedelta(seconds=seconds), usegmt=True)
 

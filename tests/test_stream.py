@@ -12,26 +12,20 @@ from typing import NoReturn
 import pytest
 from typing_extensions import override
 
+from helpers import REQUEST, TIMEOUT, Recorder, refuse, running, trip
 from resilience import (
     AllFailedError,
-    Attempt,
     CircuitBreaker,
-    CircuitBreakerConfig,
     EmptyStreamError,
-    FallbackConfig,
     FallbackGroup,
     LLMFallback,
     Outcome,
     State,
     Stream,
-    llm,
 )
 from resilience._failover.source import ProviderStream
 from resilience._failover.stream import StreamState
-from resilience.testing import FakeLLM, FakeStream, ManualClock
-
-REQUEST = llm.CompletionRequest(messages=(llm.Message(role="user", content="Hello?"),))
-TIMEOUT = 10.0
+from resilience.testing import FakeLLM, FakeStream
 
 Items = Callable[[], Iterable[str]]
 
@@ -39,17 +33,12 @@ Items = Callable[[], Iterable[str]]
 class Served:
     """A group of functions that return iterables, and what it reports."""
 
-    def __init__(self, *providers: Items, half_open_max: int = 1, max_failures: int = 2) -> None:
+    def __init__(self, *providers: Items, half_open_max: int = 1) -> None:
         """Put the functions behind breakers, named 0, 1 and so on."""
-        self.clock = ManualClock()
-        self.reports: list[Attempt] = []
-        config = FallbackConfig(
-            circuit_breaker=CircuitBreakerConfig(
-                max_failures=max_failures, half_open_max=half_open_max, clock=self.clock
-            ),
-            on_attempt=self.reports.append,
-        )
-        self.group = FallbackGroup(providers[0], "0", config)
+        recorder = Recorder(breaker={"max_failures": 2, "half_open_max": half_open_max})
+        self.clock = recorder.clock
+        self.outcomes = recorder.outcomes
+        self.group = FallbackGroup(providers[0], "0", recorder.config)
         for number, provider in enumerate(providers[1:], start=1):
             self.group.add_fallback(str(number), provider)
 
@@ -61,16 +50,9 @@ class Served:
         """Return the state of a breaker."""
         return self.group.breakers[name].state
 
-    def outcomes(self) -> list[tuple[str, Outcome]]:
-        """Return who was tried, and how that ended."""
-        return [(report.provider, report.outcome) for report in self.reports]
-
     def open_then_wait(self) -> None:
-        """Bring the first breaker to where the next call is a probe."""
-        breaker = self.group.breakers["0"]
-        while breaker.state is State.CLOSED:
-            with pytest.raises(ConnectionError), breaker.guard():
-                raise ConnectionError
+        """Let the next call of the first breaker be a probe."""
+        trip(self.group.breakers["0"])
         self.clock.advance(30.0)
 
 
@@ -84,15 +66,6 @@ def lazy(*items: str | BaseException) -> Items:
             yield item
 
     return generate
-
-
-def eager(error: Exception) -> Items:
-    """Return a function that raises at the call."""
-
-    def refuse() -> Iterable[str]:
-        raise error
-
-    return refuse
 
 
 class Recorded:
@@ -114,9 +87,9 @@ class Recorded:
 
 
 @pytest.mark.parametrize("is_lazy", [False, True])
-@pytest.mark.parametrize("broken", [lazy(ConnectionError()), eager(ConnectionError())])
-def test_a_failure_before_the_first_item_moves_on(broken: Items, *, is_lazy: bool) -> None:
-    """Whether the call or the first `next()` raises makes no difference."""
+@pytest.mark.parametrize("broken", [lazy(ConnectionError()), refuse])
+def test_a_failure_before_the_first_item_fails_over(broken: Items, *, is_lazy: bool) -> None:
+    """It makes no difference whether the call or the first `next()` raises."""
     served = Served(broken, lazy("a", "b"))
 
     stream = served.stream(lazy=is_lazy)
@@ -127,7 +100,7 @@ def test_a_failure_before_the_first_item_moves_on(broken: Items, *, is_lazy: boo
 
 
 def test_a_later_error_goes_to_the_caller_once() -> None:
-    """After the first item nothing is repeated elsewhere, and such streams open the breaker."""
+    """After the first item there is no failover, and such failures open the breaker."""
     served = Served(lazy("a", ConnectionError("cut")), lazy("other"))
 
     for _ in range(2):
@@ -155,14 +128,14 @@ def test_lazy_calls_the_function_at_once() -> None:
 
 
 def test_an_empty_stream_succeeds_when_it_ends() -> None:
-    """A group cannot know whether there was something to say."""
+    """A group does not know whether an item was expected, so an empty stream is a success."""
     served = Served(lazy())
 
     assert list(served.stream()) == []
     assert served.outcomes() == [("0", Outcome.SUCCEEDED)]
 
 
-def test_a_model_that_says_nothing_has_failed() -> None:
+def test_a_model_without_a_chunk_has_failed() -> None:
     """For a language model a stream without a chunk is a failure."""
     group = LLMFallback(FakeLLM([]), "silent")
 
@@ -209,24 +182,24 @@ WAYS = [_exhaust, _break, _leave, _close_twice, _drop, _do_nothing, Stream.close
 def test_each_way_to_leave_closes_once(
     leave: Callable[[Stream[str]], None], *, is_lazy: bool
 ) -> None:
-    """Exhausted, closed or dropped, before or after the first item: closed once, settled once."""
-    given_up = Recorded(lazy(ConnectionError()))
+    """Exhausted, closed or dropped: what the providers returned is closed once, settled once."""
+    abandoned = Recorded(lazy(ConnectionError()))
     provider = Recorded(lazy("a", "b", "c"))
-    served = Served(given_up, provider)
+    served = Served(abandoned, provider)
 
     leave(served.stream(lazy=is_lazy))
     gc.collect()
 
     was_read = leave not in {_do_nothing, Stream.close} or not is_lazy
-    assert given_up.closings() == [1]
+    assert abandoned.closings() == [1]
     assert provider.closings() == ([1] if was_read else [])
     assert served.outcomes()[-1] == (
         ("1", Outcome.SUCCEEDED) if was_read else ("0", Outcome.CANCELLED)
     )
 
 
-def test_a_reader_that_stops_has_been_served() -> None:
-    """Closing after the first item is a success: it closes a breaker that probes."""
+def test_closing_after_the_first_item_is_a_success() -> None:
+    """Closing after the first item is a success, which closes a half-open breaker."""
     served = Served(lazy("a", "stop", ConnectionError()))
     served.open_then_wait()
 
@@ -236,8 +209,8 @@ def test_a_reader_that_stops_has_been_served() -> None:
     assert served.state() is State.CLOSED
 
 
-def test_giving_up_before_the_first_item_harms_nobody() -> None:
-    """A probe that is given up before its first item gives its slot back."""
+def test_closing_before_the_first_item_releases_the_slot() -> None:
+    """A probe that is closed before its first item is neither a success nor a failure."""
     served = Served(lazy("a"))
     served.open_then_wait()
 
@@ -249,7 +222,7 @@ def test_giving_up_before_the_first_item_harms_nobody() -> None:
 
 
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt, SystemExit])
-def test_an_interrupted_probe_gives_its_slot_back(interruption: type[BaseException]) -> None:
+def test_an_interrupted_probe_releases_its_slot(interruption: type[BaseException]) -> None:
     """An interruption while the first item is awaited is neither success nor failure."""
     results = [lazy(interruption()), lazy("a")]
 
@@ -280,7 +253,7 @@ def test_long_streams_as_probes() -> None:
 
 
 class Owner:
-    """An iterable that is no iterator, with a close of its own."""
+    """An iterable that is no iterator, and can be closed."""
 
     def __init__(self, error: Exception | None = None) -> None:
         """Raise an error when closed, or none."""
@@ -298,8 +271,8 @@ class Owner:
             raise self._error
 
 
-def test_iterables_of_all_sorts() -> None:
-    """A list, an object with `__iter__` and `close`, and an iterator without `close` will do."""
+def test_kinds_of_iterables() -> None:
+    """Lists, objects with `__iter__` and `close`, and iterators without `close` are accepted."""
     owner = Owner()
 
     for provider in (lambda: ["a"], lambda: owner, lambda: iter(("a",))):
@@ -309,14 +282,14 @@ def test_iterables_of_all_sorts() -> None:
 
 
 def test_what_cannot_be_iterated_is_a_failure() -> None:
-    """A provider that returns nothing iterable has failed like any other."""
+    """A provider that returns something that is not iterable has failed."""
     served = Served(lambda: None, lazy("a"))  # type: ignore[arg-type, return-value]
 
     assert list(served.stream()) == ["a"]
 
 
-def test_an_error_of_close_hides_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    """A provider whose `close()` raises is logged, and its stream ends as if it had not."""
+def test_an_error_of_close_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """An error of a provider's `close()` is logged, and the stream ends as without it."""
     owner = Owner(RuntimeError("secret"))
     served = Served(lambda: owner)
 
@@ -328,7 +301,7 @@ def test_an_error_of_close_hides_nothing(caplog: pytest.LogCaptureFixture) -> No
 
 @pytest.mark.parametrize("read", [1, 2])
 def test_closing_within_the_loop(read: int) -> None:
-    """A loop that closes its stream ends there, and its provider has served."""
+    """A loop that closes its stream ends there, and the call has succeeded."""
     provider = Recorded(lazy("a", "b", "c"))
     served = Served(provider)
     stream = served.stream()
@@ -345,8 +318,8 @@ def test_closing_within_the_loop(read: int) -> None:
 
 
 @pytest.mark.parametrize("is_lazy", [False, True])
-def test_closed_is_at_its_end(*, is_lazy: bool) -> None:
-    """Who reads a stream that was closed before gets nothing, and no provider is asked."""
+def test_a_closed_stream_is_at_its_end(*, is_lazy: bool) -> None:
+    """A stream that was closed before it is read has no items, and calls no provider."""
     provider = Recorded(lazy("a"))
     served = Served(provider)
     stream = served.stream(lazy=is_lazy)
@@ -355,7 +328,7 @@ def test_closed_is_at_its_end(*, is_lazy: bool) -> None:
 
     assert list(stream) == []
     assert provider.closings() == [1]
-    assert len(served.reports) == 1
+    assert len(served.outcomes()) == 1
 
 
 @pytest.mark.parametrize(
@@ -368,19 +341,19 @@ def test_closed_is_at_its_end(*, is_lazy: bool) -> None:
     ],
     ids=["stream", "reading", "source", "guard"],
 )
-def test_interrupted_in_its_making(unmade: Callable[[], object]) -> None:
-    """What an interruption has left half made goes without a complaint."""
-    complaints: list[object] = []
-    hook, sys.unraisablehook = sys.unraisablehook, complaints.append
+def test_an_object_that_was_not_initialised(unmade: Callable[[], object]) -> None:
+    """An object whose making was interrupted is deleted without an error."""
+    unraisable: list[object] = []
+    hook, sys.unraisablehook = sys.unraisablehook, unraisable.append
 
     unmade()
     gc.collect()
     sys.unraisablehook = hook
 
-    assert complaints == []
+    assert unraisable == []
 
 
-def test_nobody_to_ask() -> None:
+def test_every_provider_is_skipped() -> None:
     """If every provider is skipped, the stream raises as a call would."""
     served = Served(lazy("a"))
     served.group.breakers["0"].isolate()
@@ -392,10 +365,10 @@ def test_nobody_to_ask() -> None:
 
 
 class AtItsEnd(Iterator[str]):
-    """An iterator that may be asked only once, as one over a queue with a mark at its end."""
+    """An empty iterator that counts its calls."""
 
     def __init__(self) -> None:
-        """Have nothing."""
+        """Start with no calls."""
         self.asked = 0
 
     @override
@@ -406,8 +379,8 @@ class AtItsEnd(Iterator[str]):
 
 
 @pytest.mark.parametrize("is_lazy", [False, True])
-def test_an_empty_stream_is_asked_once(*, is_lazy: bool) -> None:
-    """What is at its end is not asked again."""
+def test_an_empty_stream_is_read_once(*, is_lazy: bool) -> None:
+    """The end of an iterator is not asked for again."""
     provider = AtItsEnd()
     stream = Served(lambda: provider).stream(lazy=is_lazy)
 
@@ -415,10 +388,10 @@ def test_an_empty_stream_is_asked_once(*, is_lazy: bool) -> None:
     assert provider.asked == 1
 
 
-def test_a_thread_that_is_late_takes_nothing_of_the_next_provider(
+def test_a_late_thread_takes_nothing_from_the_next_provider(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """If it comes to fetch a first item when its attempt is given up, there is nothing to fetch."""
+    """A thread that reads the first item of an abandoned attempt finds the stream closed."""
     first, second = Recorded(lazy("a")), Recorded(lazy("b", "c", "d"))
     group = FallbackGroup(first, "0")
     group.add_fallback("1", second)
@@ -432,7 +405,7 @@ def test_a_thread_that_is_late_takes_nothing_of_the_next_provider(
 
     monkeypatch.setattr("resilience._failover.attempts.Call.run", time_out)
     items = [next(stream)]
-    with contextlib.suppress(IndexError):  # which the thread throws away
+    with contextlib.suppress(IndexError):  # which the thread discards
         late[0]()
     items += stream
 
@@ -440,14 +413,11 @@ def test_a_thread_that_is_late_takes_nothing_of_the_next_provider(
     assert first.closings() == second.closings() == [1]
 
 
-def test_given_up_without_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stream whose first item no thread came to fetch is closed at once."""
+def test_abandoned_without_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream whose first item no thread has read is closed at once."""
     owner = Owner()
     group = FallbackGroup(owner, "0", attempt_timeout=60)
     stream = group.stream(lambda owner: owner, lazy=True)
-
-    def refuse(*_: object) -> NoReturn:
-        raise ConnectionError
 
     monkeypatch.setattr("resilience._failover.workers.WorkerPool.check_room", refuse)
     with pytest.raises(AllFailedError) as raised:
@@ -458,7 +428,7 @@ def test_given_up_without_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_closing_while_another_thread_reads() -> None:
-    """The reader gets the end of the stream, and closes what the provider returned."""
+    """The reader gets the end of the stream, and closes what the provider has returned."""
     reading, go_on = threading.Event(), threading.Event()
 
     def wait() -> Iterator[str]:
@@ -471,16 +441,13 @@ def test_closing_while_another_thread_reads() -> None:
     served = Served(provider)
     stream = served.stream()
     seen: list[str] = []
-    reader = threading.Thread(target=lambda: seen.extend(stream))
-    reader.start()
-    assert reading.wait(TIMEOUT)
+    with running(lambda: seen.extend(stream)):
+        assert reading.wait(TIMEOUT)
+        stream.close()
 
-    stream.close()
-
-    assert served.outcomes() == [("0", Outcome.SUCCEEDED)]
-    assert provider.closings() == [0]
-    go_on.set()
-    reader.join(TIMEOUT)
+        assert served.outcomes() == [("0", Outcome.SUCCEEDED)]
+        assert provider.closings() == [0]
+        go_on.set()
     assert seen == ["a"]
     assert provider.closings() == [1]
 
@@ -489,7 +456,7 @@ def test_closing_while_another_thread_reads() -> None:
     "late", [lazy(ConnectionError()), lazy("too late"), lazy()], ids=["error", "item", "end"]
 )
 def test_closing_while_another_thread_awaits_the_first_item(late: Items) -> None:
-    """A stream that is closed before its first item goes to no other provider."""
+    """A stream that is closed before its first item does not fail over."""
     reading, go_on = threading.Event(), threading.Event()
 
     def wait() -> Iterator[str]:
@@ -501,13 +468,10 @@ def test_closing_while_another_thread_awaits_the_first_item(late: Items) -> None
     served = Served(first, other)
     stream = served.stream(lazy=True)
     seen: list[str] = []
-    reader = threading.Thread(target=lambda: seen.extend(stream))
-    reader.start()
-    assert reading.wait(TIMEOUT)
-
-    stream.close()
-    go_on.set()
-    reader.join(TIMEOUT)
+    with running(lambda: seen.extend(stream)):
+        assert reading.wait(TIMEOUT)
+        stream.close()
+        go_on.set()
 
     assert seen == []
     assert first.closings() == [1]
@@ -516,7 +480,7 @@ def test_closing_while_another_thread_awaits_the_first_item(late: Items) -> None
 
 
 def test_reading_while_another_thread_is_closing() -> None:
-    """Who reads while the provider is being closed gets the end of the stream."""
+    """A reader gets the end of the stream while the provider is being closed."""
     closing, go_on = threading.Event(), threading.Event()
 
     class Slow:
@@ -529,19 +493,15 @@ def test_reading_while_another_thread_is_closing() -> None:
 
     stream = Served(Slow).stream()
     assert next(stream) == "a"
-    closer = threading.Thread(target=stream.close)
-    closer.start()
-    assert closing.wait(TIMEOUT)
+    with running(stream.close):
+        assert closing.wait(TIMEOUT)
 
-    rest = list(stream)
-
-    assert rest == []
-    go_on.set()
-    closer.join(TIMEOUT)
+        assert list(stream) == []
+        go_on.set()
 
 
 def test_an_interrupted_closing_closes_the_rest() -> None:
-    """If closing the iterator is interrupted, what it came from is closed all the same."""
+    """If closing the iterator is interrupted, the iterable is closed all the same."""
     closed: list[str] = []
 
     class Response:
@@ -577,14 +537,14 @@ def test_a_provider_that_exits_is_no_success() -> None:
 
 
 def test_a_closed_stream_keeps_no_failure() -> None:
-    """The errors of the attempts before go as soon as the stream is closed."""
+    """The errors of earlier attempts are dropped as soon as the stream is closed."""
 
     class FirstError(Exception):
         pass
 
     failures: list[weakref.ref[FirstError]] = []
 
-    def refuse(_: str) -> Iterable[str]:
+    def fail_once(_: str) -> Iterable[str]:
         if not failures:
             error = FirstError()
             failures.append(weakref.ref(error))
@@ -593,7 +553,7 @@ def test_a_closed_stream_keeps_no_failure() -> None:
 
     group = FallbackGroup("first", "first")
     group.add_fallback("second", "second")
-    stream = group.stream(refuse, lazy=True)
+    stream = group.stream(fail_once, lazy=True)
 
     stream.close()
     gc.collect()
@@ -602,7 +562,7 @@ def test_a_closed_stream_keeps_no_failure() -> None:
 
 
 def test_a_provider_added_during_traffic_is_tried_by_the_next_call() -> None:
-    """A stream under way does not see it."""
+    """A stream under way does not use a provider that is added."""
     served = Served(lazy(ConnectionError()))
     stream = served.stream(lazy=True)
 
@@ -614,7 +574,7 @@ def test_a_provider_added_during_traffic_is_tried_by_the_next_call() -> None:
 
 
 def test_a_stream_is_not_made_from_an_iterable() -> None:
-    """What `itertools.chain` offers for that is refused."""
+    """`Stream.from_iterable`, which `itertools.chain` has, raises `TypeError`."""
     with pytest.raises(TypeError, match="only opened by a group"):
         Stream.from_iterable([[1], [2]])
 

@@ -11,11 +11,11 @@ from unittest.mock import Mock
 
 import pytest
 
+from helpers import TIMEOUT, Hang, Recorder, in_thread, in_threads, interrupt, raising, trip
 from resilience import (
     AllFailedError,
     Attempt,
     AttemptTimeoutError,
-    CircuitBreakerConfig,
     FallbackConfig,
     FallbackGroup,
     Outcome,
@@ -25,9 +25,7 @@ from resilience import (
     UnsupportedRequestError,
     stt,
 )
-from resilience.testing import FakeSession, ManualClock
-
-TIMEOUT = 10.0
+from resilience.testing import FakeSession
 
 
 class Line:
@@ -61,7 +59,7 @@ class Server:
     """A provider of lines."""
 
     def __init__(self, error: Exception | None = None) -> None:
-        """Refuse with an error, if there is one."""
+        """Raise an error at each opening, if there is one."""
         self.error = error
         self.opened: list[Line] = []
 
@@ -78,19 +76,12 @@ class Switchboard:
 
     def __init__(self, *servers: Server, **settings: Any) -> None:  # noqa: ANN401
         """Name the servers 0, 1 and so on."""
-        self.attempts: list[Attempt] = []
-        self.clock = ManualClock()
-        config = FallbackConfig(
-            circuit_breaker=CircuitBreakerConfig(
-                max_failures=1,
-                half_open_max=1,
-                failure_on=lambda error: not isinstance(error, ValueError),
-                clock=self.clock,
-            ),
-            on_attempt=self.attempts.append,
-            **settings,
+        recorder = Recorder(
+            breaker={"failure_on": lambda error: not isinstance(error, ValueError)}, **settings
         )
-        self.group = FallbackGroup(servers[0], "0", config)
+        self.clock = recorder.clock
+        self.attempts = recorder.attempts
+        self.group = FallbackGroup(servers[0], "0", recorder.config)
         for number, server in enumerate(servers[1:], start=1):
             self.group.add_fallback(str(number), server)
 
@@ -99,12 +90,17 @@ class Switchboard:
         return self.group.session(Server.connect)
 
     def outcomes(self) -> list[Outcome]:
-        """Return how the attempts ended, in order."""
+        """Return the outcomes of the attempts, in order."""
         return [attempt.outcome for attempt in self.attempts]
 
     def state(self, server: str = "0") -> State:
         """Return the state of a breaker."""
         return self.group.breakers[server].state
+
+    def make_due(self) -> None:
+        """Let the next call of the first breaker be a probe."""
+        trip(self.group.breakers["0"])
+        self.clock.advance(30)
 
 
 class TestOpening:
@@ -125,7 +121,7 @@ class TestOpening:
         assert board.outcomes() == [Outcome.FAILED, Outcome.SUCCEEDED]
         assert {attempt.operation for attempt in board.attempts} == {"session"}
 
-    def test_nobody_opens_it(self) -> None:
+    def test_all_fail(self) -> None:
         """If no provider opens a handle, the failures are raised."""
         board = Switchboard(Server(ConnectionError()), Server(TimeoutError()))
 
@@ -152,9 +148,9 @@ class TestOpening:
 
         assert board.outcomes() == [Outcome.FAILED]
 
-    def test_a_late_handle_is_closed(self) -> None:
+    def test_a_late_handle_is_closed(self, hang: Hang) -> None:
         """What a provider opens after its time is up is closed, and the next one serves."""
-        go, closed = threading.Event(), threading.Event()
+        closed = threading.Event()
 
         class Late(Line):
             def close(self) -> None:
@@ -163,7 +159,7 @@ class TestOpening:
 
         def connect(server: Server) -> Line:
             if server is slow:
-                assert go.wait(TIMEOUT)
+                hang()
                 return Late()
             return server.connect()
 
@@ -175,21 +171,19 @@ class TestOpening:
         session = board.group.session(connect)
         assert session.provider == "quick"
         assert not closed.is_set()
-        go.set()
+        hang.over.set()
 
         assert closed.wait(TIMEOUT)
         session.close()
 
-    def test_a_provider_that_hangs(self) -> None:
+    def test_a_provider_that_hangs(self, hang: Hang) -> None:
         """An attempt that takes too long fails with `AttemptTimeoutError`."""
-        go = threading.Event()
-        group = FallbackGroup(go, "hanging", attempt_timeout=0.01)
+        group = FallbackGroup(hang, "hanging", attempt_timeout=0.01)
 
         with pytest.raises(AllFailedError) as raised:
-            group.session(lambda event: event.wait(TIMEOUT))
+            group.session(hang)
 
         assert isinstance(raised.value.failures["hanging"], AttemptTimeoutError)
-        go.set()
 
 
 class TestOutcome:
@@ -222,12 +216,9 @@ class TestOutcome:
         """After an exception that does not count, a later one changes nothing."""
         board = Switchboard(Server())
 
-        def wrong(_line: Line) -> NoReturn:
-            raise ValueError
-
         with board.connect() as session:
             with pytest.raises(ValueError, match=r"^$"):
-                session.execute(wrong)
+                session.execute(raising(ValueError()))
             with pytest.raises(ConnectionError):
                 session.execute(Line.refuse)
 
@@ -238,11 +229,8 @@ class TestOutcome:
         """`UnsupportedRequestError` settles the call as neither a success nor a failure."""
         board = Switchboard(Server())
 
-        def unsupported(_line: Line) -> NoReturn:
-            raise UnsupportedRequestError
-
         with board.connect() as session, pytest.raises(UnsupportedRequestError):
-            session.execute(unsupported)
+            session.execute(raising(UnsupportedRequestError()))
 
         assert board.outcomes() == [Outcome.IGNORED]
 
@@ -259,10 +247,6 @@ class TestOutcome:
 
     def test_an_interruption_does_not_settle_it(self) -> None:
         """`KeyboardInterrupt` in a function leaves the call open."""
-
-        def interrupt(_line: Line) -> NoReturn:
-            raise KeyboardInterrupt
-
         board = Switchboard(Server())
         session = board.connect()
 
@@ -274,7 +258,7 @@ class TestOutcome:
         assert board.outcomes() == [Outcome.SUCCEEDED]
 
     def test_the_callers_own_exception(self) -> None:
-        """An exception that leaves the `with` block counts for nobody, and the handle is closed."""
+        """An exception that leaves the `with` block never counts, and the handle is closed."""
         board = Switchboard(Server())
 
         with pytest.raises(ConnectionError), board.connect() as session:
@@ -285,7 +269,7 @@ class TestOutcome:
         assert session.handle.closings == 1
 
     def test_dropping_it(self) -> None:
-        """A session that is dropped closes its handle, and counts for nobody."""
+        """A session that is dropped closes its handle, and never counts."""
         board = Switchboard(Server())
         session = board.connect()
         line = session.handle
@@ -296,16 +280,35 @@ class TestOutcome:
         assert line.closings == 1
         assert board.outcomes() == [Outcome.CANCELLED]
 
-    def test_dropping_it_gives_back_the_slot_of_a_probe(self) -> None:
+    def test_dropping_it_releases_the_slot_of_a_probe(self) -> None:
         """A probe's slot is free after its session was dropped."""
         board = Switchboard(Server())
-        with pytest.raises(KeyError), board.group.breakers["0"].guard():
-            raise KeyError
-        board.clock.advance(30)
+        board.make_due()
 
         board.connect()
         gc.collect()
 
+        board.connect().close()
+        assert board.state() is State.CLOSED
+
+    @pytest.mark.parametrize(
+        "place", ["session.Session.__init__", "attempts.Attempts.clear_failures"]
+    )
+    def test_a_session_that_is_never_returned(
+        self, monkeypatch: pytest.MonkeyPatch, place: str
+    ) -> None:
+        """A handle whose opening was interrupted is closed, and its slot released."""
+        board = Switchboard(Server(), keep_errors=False)
+        board.make_due()
+
+        with monkeypatch.context() as patch:
+            patch.setattr(f"resilience._failover.{place}", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                board.connect()
+        gc.collect()
+
+        assert board.outcomes() == [Outcome.CANCELLED]
+        assert [line.closings for line in board.group.primary.opened] == [1]
         board.connect().close()
         assert board.state() is State.CLOSED
 
@@ -351,7 +354,7 @@ class TestOutcome:
 
 
 class TestStream:
-    """What a session streams may settle its call."""
+    """An exception of what a session streams settles its call."""
 
     def test_items_and_error(self) -> None:
         """Items arrive as they come; the error is raised unchanged and settles the call."""
@@ -388,7 +391,7 @@ class TestStream:
         assert board.outcomes() == [Outcome.SUCCEEDED]
 
     def test_what_is_not_iterable(self) -> None:
-        """A function that returns nothing iterable fails with a `TypeError`."""
+        """A function whose result is not iterable fails with a `TypeError`."""
         board = Switchboard(Server())
 
         with (
@@ -420,29 +423,18 @@ def test_context(attempt_timeout: float) -> None:
     board = Switchboard(Server(), attempt_timeout=attempt_timeout)
     session = board.group.session(lambda _: Bound())
 
-    closing = threading.Thread(target=session.close)
-    closing.start()
-    closing.join(TIMEOUT)
+    in_thread(session.close)
 
     assert seen == ["opened"]
     assert variable.get() == "none"
 
 
-def test_two_threads_close() -> None:
+def test_many_threads_close() -> None:
     """However many threads close a session, its handle is closed once."""
     board = Switchboard(Server())
     session = board.connect()
-    barrier = threading.Barrier(8)
 
-    def close() -> None:
-        barrier.wait(TIMEOUT)
-        session.close()
-
-    threads = [threading.Thread(target=close) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(TIMEOUT)
+    in_threads([session.close] * 8)
 
     assert session.handle.closings == 1
     assert board.outcomes() == [Outcome.SUCCEEDED]

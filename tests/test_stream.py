@@ -20,6 +20,7 @@ from resilience import (
     FallbackGroup,
     LLMFallback,
     Outcome,
+    Session,
     State,
     Stream,
 )
@@ -338,8 +339,9 @@ def test_a_closed_stream_is_at_its_end(*, is_lazy: bool) -> None:
         lambda: object.__new__(StreamState),
         lambda: object.__new__(ProviderStream),
         lambda: object.__new__(type(CircuitBreaker().guard())),
+        lambda: object.__new__(Session),
     ],
-    ids=["stream", "reading", "source", "guard"],
+    ids=["stream", "reading", "source", "guard", "session"],
 )
 def test_an_object_that_was_not_initialised(unmade: Callable[[], object]) -> None:
     """An object whose making was interrupted is deleted without an error."""

@@ -1,32 +1,26 @@
 """A recognition session is one call to its provider's breaker, from its start to its end."""
 
 import gc
-import logging
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NoReturn
 
 import pytest
 from typing_extensions import override
 
+from helpers import TIMEOUT, Handle, Recogniser, Recorder, refuse
 from resilience import (
     AllFailedError,
-    Attempt,
-    CircuitBreakerConfig,
     CircuitOpenError,
-    FallbackConfig,
     Outcome,
     State,
     STTFallback,
+    STTSession,
     stt,
 )
-from resilience._failover.attempts import Attempts
-from resilience._failover.session import Session
-from resilience.testing import Delay, FakeSession, FakeSTT, ManualClock
+from resilience.testing import Delay, FakeSession, FakeSTT
 
 CONFIG = stt.StreamConfig(language="en-US")
-TIMEOUT = 10.0
 
 
 class Recognisers:
@@ -34,28 +28,24 @@ class Recognisers:
 
     def __init__(self, *providers: stt.Provider, max_failures: int = 1) -> None:
         """Name the providers 0, 1 and so on."""
-        self.clock = ManualClock()
-        self.attempts: list[Attempt] = []
-        breaker = CircuitBreakerConfig(
-            max_failures=max_failures,
-            half_open_max=1,
-            failure_on=lambda error: not isinstance(error, ValueError),
-            clock=self.clock,
+        recorder = Recorder(
+            breaker={
+                "max_failures": max_failures,
+                "failure_on": lambda error: not isinstance(error, ValueError),
+            }
         )
-        self.group = STTFallback(
-            providers[0],
-            "0",
-            FallbackConfig(circuit_breaker=breaker, on_attempt=self.attempts.append),
-        )
+        self.clock = recorder.clock
+        self.attempts = recorder.attempts
+        self.group = STTFallback(providers[0], "0", recorder.config)
         for number, provider in enumerate(providers[1:], start=1):
             self.group.add_fallback(str(number), provider)
 
-    def start(self) -> stt.SessionHandle:
+    def start(self) -> STTSession:
         """Start a session."""
         return self.group.start_stream(CONFIG)
 
     def outcomes(self) -> list[Outcome]:
-        """Return how the attempts ended, in order."""
+        """Return the outcomes of the attempts, in order."""
         return [attempt.outcome for attempt in self.attempts]
 
     @property
@@ -76,7 +66,7 @@ def half_open(*sessions: FakeSession) -> Recognisers:
 class TestStart:
     """The first provider that starts a session serves it."""
 
-    def test_moves_on(self) -> None:
+    def test_fails_over(self) -> None:
         """A start that raises counts, and the next provider is tried with the same settings."""
         primary, second = FakeSTT(ConnectionError()), FakeSTT(FakeSession("Hello"))
         recognisers = Recognisers(primary, second)
@@ -87,8 +77,8 @@ class TestStart:
         assert recognisers.state is State.OPEN
         assert primary.configs == second.configs == [CONFIG]
 
-    def test_nobody(self) -> None:
-        """If nobody starts a session, the error names everybody's reason."""
+    def test_all_fail(self) -> None:
+        """If no provider starts a session, the error has the reason of each."""
         recognisers = Recognisers(FakeSTT(ConnectionError("refused")), FakeSTT(OSError("broken")))
 
         with pytest.raises(AllFailedError, match=r"0: ConnectionError: refused; 1: OSError"):
@@ -109,13 +99,13 @@ class TestStart:
         assert [transcript.text for transcript in recognisers.start().finals()] == ["two"]
 
 
-class TestHandsThrough:
-    """The proxy adds nothing to what the provider's session does."""
+class TestPassedOn:
+    """Audio, keywords and transcripts are passed on unchanged."""
 
     def test_everything(self) -> None:
         """Audio and keywords reach the provider's session, and its transcripts the caller."""
         inner = FakeSession("final", partials=("par", "partial"))
-        session = Recognisers(FakeSTT(inner)).group.start_stream(CONFIG)
+        session = Recognisers(FakeSTT(inner)).start()
         keywords = (stt.Keyword(text="resilience"),)
 
         session.send_audio(b"\0\1")
@@ -134,50 +124,14 @@ class TestHandsThrough:
     def test_transcripts_as_a_list(self) -> None:
         """A provider may return its transcripts in a list."""
 
-        class Listing(FakeListener):
+        class Listing(Handle):
             @override
             def finals(self) -> Iterable[stt.Transcript]:
                 return [stt.Transcript(text="Hello")]
 
-        session = Recognisers(Fixed(Listing())).start()
+        session = Recognisers(Recogniser(Listing)).start()
 
         assert [transcript.text for transcript in session.finals()] == ["Hello"]
-
-
-class FakeListener(stt.SessionHandle):
-    """A session that hears nothing."""
-
-    @override
-    def send_audio(self, audio: bytes) -> None:
-        """Take it."""
-
-    @override
-    def partials(self) -> Iterable[stt.Transcript]:
-        return ()
-
-    @override
-    def finals(self) -> Iterable[stt.Transcript]:
-        return ()
-
-    @override
-    def set_keywords(self, keywords: Sequence[stt.Keyword]) -> None:
-        raise NotImplementedError
-
-    @override
-    def close(self) -> None:
-        """End it."""
-
-
-class Fixed(stt.Provider):
-    """Always returns the same session."""
-
-    def __init__(self, session: stt.SessionHandle) -> None:
-        """Return this session."""
-        self._session = session
-
-    @override
-    def start_stream(self, config: stt.StreamConfig) -> stt.SessionHandle:
-        return self._session
 
 
 def send(session: stt.SessionHandle) -> None:
@@ -195,7 +149,7 @@ def read_partials(session: stt.SessionHandle) -> None:
     list(session.partials())
 
 
-def dying(error: Exception) -> FakeSession:
+def failing(error: Exception) -> FakeSession:
     """Return a session whose every method raises, its readers after one transcript."""
     return FakeSession("one", error, partials=("one", error), sending=(error,))
 
@@ -207,10 +161,10 @@ class TestSettled:
     """The life of a session is one call, settled once."""
 
     @ways
-    def test_dies_half_way(self, use: Callable[[stt.SessionHandle], None]) -> None:
+    def test_failure(self, use: Callable[[stt.SessionHandle], None]) -> None:
         """Sending or reading that raises is a failure; its error reaches the caller as it is."""
         error = ConnectionError("reset")
-        recognisers = Recognisers(FakeSTT(dying(error)))
+        recognisers = Recognisers(FakeSTT(failing(error)))
         session = recognisers.start()
 
         with pytest.raises(ConnectionError) as caught:
@@ -225,16 +179,16 @@ class TestSettled:
 
     @pytest.mark.parametrize("method", ["finals", "partials"])
     def test_reading_raises_at_the_call(self, method: str) -> None:
-        """It does not matter whether the call or the iteration raises."""
+        """It makes no difference whether the call or the iteration raises."""
 
-        class Eager(FakeListener):
+        class Eager(Handle):
             @override
             def partials(self) -> Iterable[stt.Transcript]:
                 raise ConnectionError
 
             finals = partials
 
-        recognisers = Recognisers(Fixed(Eager()))
+        recognisers = Recognisers(Recogniser(Eager))
         session = recognisers.start()
 
         with pytest.raises(ConnectionError):
@@ -242,10 +196,10 @@ class TestSettled:
 
         assert recognisers.state is State.OPEN
 
-    def test_one_after_the_other(self) -> None:
-        """Sessions that die half-way, one after the other, open the breaker."""
+    def test_row_of_failures(self) -> None:
+        """Sessions that fail after their start, one after the other, open the breaker."""
         recognisers = Recognisers(
-            FakeSTT(*(dying(ConnectionError()) for _ in range(3))),
+            FakeSTT(*(failing(ConnectionError()) for _ in range(3))),
             FakeSTT(FakeSession("served")),
             max_failures=3,
         )
@@ -259,23 +213,8 @@ class TestSettled:
         assert recognisers.state is State.OPEN
         assert [transcript.text for transcript in recognisers.start().finals()] == ["served"]
 
-    def test_closed(self) -> None:
-        """A session that is closed has succeeded, and a success ends a row of failures."""
-        recognisers = Recognisers(
-            FakeSTT(ConnectionError(), FakeSession(), ConnectionError()), max_failures=2
-        )
-        with pytest.raises(AllFailedError):
-            recognisers.start()
-
-        recognisers.start().close()
-        with pytest.raises(AllFailedError):
-            recognisers.start()
-
-        assert recognisers.state is State.CLOSED
-        assert recognisers.outcomes() == [Outcome.FAILED, Outcome.SUCCEEDED, Outcome.FAILED]
-
     def test_not_settled_before_its_end(self) -> None:
-        """Transcripts that are at their end do not end the call: the session does."""
+        """The end of the transcripts does not settle the call: the end of the session does."""
         recognisers = half_open(FakeSession("one"))
         session = recognisers.start()
 
@@ -286,41 +225,11 @@ class TestSettled:
         assert before is State.HALF_OPEN
         assert recognisers.state is State.CLOSED
 
-    def test_closed_twice(self) -> None:
-        """Closing again does nothing."""
-        inner = FakeSession()
-        recognisers = Recognisers(FakeSTT(inner))
-        session = recognisers.start()
-
-        session.close()
-        session.close()
-
-        assert inner.closed == 1
-        assert recognisers.outcomes() == [Outcome.SUCCEEDED]
-
-    def test_closed_by_many(self) -> None:
-        """If many threads close it at once, it is closed once."""
-        inner = FakeSession()
-        recognisers = Recognisers(FakeSTT(inner))
-        session = recognisers.start()
-        together = threading.Barrier(8, timeout=TIMEOUT)
-
-        def close() -> None:
-            together.wait()
-            session.close()
-
-        with ThreadPoolExecutor(8) as pool:
-            for future in [pool.submit(close) for _ in range(8)]:
-                future.result(TIMEOUT)
-
-        assert inner.closed == 1
-        assert recognisers.outcomes() == [Outcome.SUCCEEDED]
-
     @ways
     def test_uncounted(self, use: Callable[[stt.SessionHandle], None]) -> None:
         """An exception that does not count makes the session neither a failure nor a success."""
         error = ValueError("bad audio")
-        recognisers = half_open(dying(error))
+        recognisers = half_open(failing(error))
         session = recognisers.start()
 
         with pytest.raises(ValueError, match="bad audio"):
@@ -330,24 +239,15 @@ class TestSettled:
         assert recognisers.state is State.HALF_OPEN
         assert recognisers.outcomes()[1:] == [Outcome.IGNORED]
 
-    def test_first_exception_settles(self) -> None:
-        """The first exception settles the call, and a session that goes on is not heard again."""
-        inner = FakeSession(ConnectionError(), sending=(ValueError(),))
-        recognisers = Recognisers(FakeSTT(inner))
-        session = recognisers.start()
-
-        with pytest.raises(ValueError):  # noqa: PT011
-            send(session)
-        with pytest.raises(ConnectionError):
-            read_finals(session)
-        session.close()
-
-        assert recognisers.outcomes() == [Outcome.IGNORED]
-        assert recognisers.state is State.CLOSED
-
     def test_keywords(self) -> None:
-        """That a provider cannot change keywords in a session is no evidence."""
-        recognisers = Recognisers(Fixed(FakeListener()))
+        """An exception of changing the keywords does not settle the call."""
+
+        class Fixed(Handle):
+            @override
+            def set_keywords(self, keywords: Sequence[stt.Keyword]) -> None:
+                raise NotImplementedError
+
+        recognisers = Recognisers(Recogniser(Fixed))
         session = recognisers.start()
 
         with pytest.raises(NotImplementedError):
@@ -356,118 +256,22 @@ class TestSettled:
 
         assert recognisers.outcomes() == [Outcome.SUCCEEDED]
 
-    def test_interrupted(self) -> None:
-        """An interruption settles nothing: the session still stands, and can be closed."""
-        recognisers = Recognisers(FakeSTT(FakeSession(KeyboardInterrupt())))
-        session = recognisers.start()
 
-        with pytest.raises(KeyboardInterrupt):
-            read_finals(session)
-        session.close()
+def test_a_reader_keeps_the_session() -> None:
+    """A session is not dropped as long as its transcripts are read."""
+    inner = FakeSession("one", "two")
+    transcripts = iter(Recognisers(FakeSTT(inner)).start().finals())
+    gc.collect()
 
-        assert recognisers.outcomes() == [Outcome.SUCCEEDED]
-
-    def test_duration(self) -> None:
-        """The report of a session tells how long it lived, by the breaker's clock."""
-        recognisers = Recognisers(FakeSTT())
-        session = recognisers.start()
-
-        recognisers.clock.advance(12.5)
-        session.close()
-
-        assert recognisers.attempts[0].duration == 12.5
-
-    def test_close_raises(self) -> None:
-        """An error of the provider's own `close()` reaches the caller and harms nobody."""
-
-        class Stubborn(FakeListener):
-            @override
-            def close(self) -> None:
-                raise OSError
-
-        recognisers = Recognisers(Fixed(Stubborn()))
-        session = recognisers.start()
-
-        with pytest.raises(OSError):  # noqa: PT011
-            session.close()
-
-        assert recognisers.outcomes() == [Outcome.SUCCEEDED]
-
-
-class TestInterrupted:
-    """A session that its caller never got."""
-
-    def test_gives_its_slot_back(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """It is reported, closed, and another one may be the probe."""
-        session = FakeSession()
-        recognisers = half_open(session, FakeSession())
-
-        def interrupt(_: object) -> NoReturn:
-            raise KeyboardInterrupt
-
-        with monkeypatch.context() as patch:
-            patch.setattr(Attempts, "clear_failures", interrupt)
-            with pytest.raises(KeyboardInterrupt):
-                recognisers.start()
-        gc.collect()
-
-        assert recognisers.outcomes()[-1] is Outcome.CANCELLED
-        assert session.closed == 1
-        recognisers.start().close()
-        assert recognisers.state is State.CLOSED
-
-    def test_half_made(self) -> None:
-        """One whose making was interrupted goes without a complaint."""
-        Session.__new__(Session)
-
-
-class TestDropped:
-    """A session that is dropped without `close()` holds nothing."""
-
-    def test_gives_its_slot_back(self) -> None:
-        """Its slot comes back, it is neither success nor failure, and it is closed."""
-        dropped = FakeSession()
-        recognisers = half_open(dropped, FakeSession())
-
-        recognisers.start()
-        gc.collect()
-        recognisers.start().close()
-
-        assert dropped.closed == 1
-        assert recognisers.outcomes()[1:] == [Outcome.CANCELLED, Outcome.SUCCEEDED]
-        assert recognisers.state is State.CLOSED
-
-    def test_reader_keeps_it(self) -> None:
-        """Whoever still reads its transcripts holds it."""
-        inner = FakeSession("one", "two")
-        transcripts = iter(Recognisers(FakeSTT(inner)).start().finals())
-        gc.collect()
-
-        assert next(transcripts).text == "one"
-        assert inner.closed == 0
-
-    def test_close_raises(self, caplog: pytest.LogCaptureFixture) -> None:
-        """An error of the provider's `close()` is logged, and raised to nobody."""
-
-        class Stubborn(FakeListener):
-            @override
-            def close(self) -> None:
-                raise OSError
-
-        recognisers = Recognisers(Fixed(Stubborn()))
-
-        with caplog.at_level(logging.ERROR, "resilience"):
-            recognisers.start()
-            gc.collect()
-
-        assert "close() of a provider's session raised OSError" in caplog.text
+    assert next(transcripts).text == "one"
+    assert inner.closed == 0
 
 
 class TestThreads:
     """One thread sends while others read."""
 
-    def test_sending_dies_while_another_reads(self) -> None:
-        """The failure of the sender is counted once, though the reader fails as well."""
+    def test_sending_fails_while_another_reads(self) -> None:
+        """The failure is counted once, although the reader fails as well."""
         reading, sent = threading.Event(), threading.Event()
 
         def wait_for_sender() -> None:
@@ -514,32 +318,28 @@ class TestThreads:
         assert recognisers.state is State.CLOSED
 
 
-def test_slow_start_is_part_of_the_duration() -> None:
-    """The report counts from the admission, not from the provider's answer."""
-    clock = ManualClock()
-    attempts: list[Attempt] = []
-    group = STTFallback(
-        FakeSTT([Delay(2), FakeSession()], clock=clock),
-        "model",
-        FallbackConfig(
-            circuit_breaker=CircuitBreakerConfig(clock=clock), on_attempt=attempts.append
-        ),
-    )
+def test_duration() -> None:
+    """The report of a session has its duration, from the admission to the closing."""
+    recognisers = Recognisers(FakeSTT(ConnectionError()))
+    provider = FakeSTT([Delay(2), FakeSession()], clock=recognisers.clock)
+    recognisers.group.add_fallback("1", provider)
 
-    group.start_stream(CONFIG).close()
+    session = recognisers.start()
+    recognisers.clock.advance(12.5)
+    session.close()
 
-    assert [attempt.duration for attempt in attempts] == [2]
+    assert recognisers.attempts[-1].duration == 14.5
 
 
 class TestFinish:
     """After `finish()` no more audio comes, and the transcripts end after the last words."""
 
     def test_tells_the_provider(self) -> None:
-        """It is passed on, and settles nothing."""
+        """`finish()` is passed on, and does not settle the call."""
         inner = FakeSession("last words")
         recognisers = Recognisers(FakeSTT(inner))
 
-        with recognisers.group.start_stream(CONFIG) as session:
+        with recognisers.start() as session:
             session.send_audio(b"audio")
             session.finish()
             assert [each.text for each in session.finals()] == ["last words"]
@@ -548,11 +348,11 @@ class TestFinish:
         assert inner.finished == 1
         assert recognisers.outcomes() == [Outcome.SUCCEEDED]
 
-    def test_a_failure_in_the_last_words_counts(self) -> None:
-        """A recogniser that works at the end and dies there opens its breaker."""
+    def test_a_failure_after_it_counts(self) -> None:
+        """A failure of the last transcripts opens the breaker."""
         recognisers = Recognisers(FakeSTT(FakeSession("last", ConnectionError())))
 
-        with recognisers.group.start_stream(CONFIG) as session:
+        with recognisers.start() as session:
             session.finish()
             with pytest.raises(ConnectionError):
                 list(session.finals())
@@ -565,7 +365,7 @@ class TestFinish:
         recognisers = Recognisers(FakeSTT(FakeSession(finishing=ConnectionError())))
 
         with (
-            recognisers.group.start_stream(CONFIG) as session,
+            recognisers.start() as session,
             pytest.raises(ConnectionError),
         ):
             session.finish()
@@ -574,34 +374,9 @@ class TestFinish:
 
     def test_a_provider_without_it(self) -> None:
         """Where the provider's session has no `finish()`, it does nothing."""
+        recognisers = Recognisers(Recogniser(Handle))
 
-        class Plain(stt.SessionHandle):
-            @override
-            def send_audio(self, audio: bytes) -> None:
-                pass
-
-            @override
-            def partials(self) -> Iterable[stt.Transcript]:
-                return ()
-
-            finals = partials
-
-            @override
-            def set_keywords(self, keywords: Sequence[stt.Keyword]) -> None:
-                pass
-
-            @override
-            def close(self) -> None:
-                pass
-
-        class Recogniser(stt.Provider):
-            @override
-            def start_stream(self, config: stt.StreamConfig) -> stt.SessionHandle:
-                return Plain()
-
-        recognisers = Recognisers(Recogniser())
-
-        with recognisers.group.start_stream(CONFIG) as session:
+        with recognisers.start() as session:
             session.finish()
 
         assert recognisers.outcomes() == [Outcome.SUCCEEDED]
@@ -609,14 +384,10 @@ class TestFinish:
 
 def test_the_providers_own_methods() -> None:
     """What the contract does not name is reached by `execute` and `stream`."""
-
-    def refuse(_handle: stt.SessionHandle) -> NoReturn:
-        raise ConnectionError
-
     inner = FakeSession()
     recognisers = Recognisers(FakeSTT(inner))
 
-    with recognisers.group.start_stream(CONFIG) as session:
+    with recognisers.start() as session:
         assert session.handle is inner
         assert session.execute(lambda handle: handle is inner)
         assert list(session.stream(lambda _: ["event"])) == ["event"]

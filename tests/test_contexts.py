@@ -1,25 +1,20 @@
-"""What the library iterates or closes, it advances and closes in one context to the end.
+"""What the library iterates over is advanced and closed in one context to its end.
 
-Each subject sets a context variable at its beginning and resets it at its end, as tracers do. That
-raises in any other context.
+Each iterable here sets a context variable at its beginning and resets it at its end, as tracers do.
+That raises in any other context.
 """
 
-import contextlib
-import queue
-import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 
 import pytest
 from typing_extensions import override
 
 from builds import HAS_GIL
-from resilience import FallbackGroup, State, STTFallback, TTSFallback, llm, stt, tts
+from helpers import VOICE, Handle, Recogniser, Synthesiser, each_limit, in_thread
+from resilience import FallbackGroup, State, STTFallback, STTSession, TTSFallback, llm, stt, tts
 from resilience.testing import FakeTTS, ReadText
 
-LIMITS = pytest.mark.parametrize("limit", [None, 30.0], ids=["no limit", "limit"])
-LIMIT = 30.0
-VOICE = tts.VoiceProfile(id="any")
 VARIABLE: ContextVar[str] = ContextVar("variable", default="the caller's")
 
 
@@ -33,7 +28,7 @@ class Traced:
         self.ends = 0
 
     def __iter__(self) -> Iterator[str]:
-        """Yield the items, and look at the variable each time."""
+        """Yield the items, and read the variable each time."""
         token = VARIABLE.set("its own")
         try:
             for item in self._items:
@@ -44,20 +39,12 @@ class Traced:
             self.ends += 1
 
 
-def in_thread(fn: Callable[[], object]) -> None:
-    """Call a function in another thread, which has another context."""
-    thread = threading.Thread(target=fn)
-    thread.start()
-    thread.join(LIMIT)
-    assert not thread.is_alive()
-
-
 def close_in_thread(stream: object) -> None:
     """Close a stream in another thread."""
     in_thread(stream.close)  # type: ignore[attr-defined]
 
 
-@LIMITS
+@each_limit
 @pytest.mark.parametrize("lazy", [False, True])
 @pytest.mark.parametrize("end", [list, close_in_thread, lambda stream: stream.close()])
 def test_a_stream(
@@ -67,7 +54,7 @@ def test_a_stream(
     *,
     lazy: bool,
 ) -> None:
-    """A provider's stream, whoever reads it and whoever closes it."""
+    """A provider's stream keeps its context, whichever threads read and close it."""
     provider = Traced("a", "b", "c")
     group = FallbackGroup(provider, "primary", attempt_timeout=limit)
 
@@ -81,9 +68,9 @@ def test_a_stream(
     assert caplog.records == []
 
 
-@LIMITS
+@each_limit
 def test_a_stream_read_by_several_threads(limit: float | None) -> None:
-    """One thread after the other may read a stream."""
+    """A stream keeps its context if one thread after the other reads it."""
     provider = Traced("a", "b", "c")
     stream = FallbackGroup(provider, "primary", attempt_timeout=limit).stream(iter, lazy=True)
     items: list[str] = []
@@ -101,9 +88,9 @@ def write(_request: llm.CompletionRequest) -> Iterator[llm.Chunk]:
     return (llm.Chunk(content=each) for each in Traced("Hello ", "you."))
 
 
-@LIMITS
+@each_limit
 def test_a_models_stream_as_text(limit: float | None) -> None:
-    """A model's stream feeds a synthesiser, on whichever threads that reads it."""
+    """A model's stream keeps its context if it is the text of a synthesiser."""
     model = FallbackGroup(write, "model")
     speaker = TTSFallback(FakeTTS(), "speaker", attempt_timeout=limit)
 
@@ -115,38 +102,21 @@ def test_a_models_stream_as_text(limit: float | None) -> None:
     assert model.breakers["model"].state is State.CLOSED
 
 
-class Threaded(tts.Provider):
-    """A synthesiser that reads the text in a thread of its own."""
-
-    @override
-    def synthesize_stream(self, text: Iterable[str], voice: tts.VoiceProfile) -> Iterator[bytes]:
-        audio: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-
-        def send() -> None:
-            for fragment in text:
-                audio.put(fragment.encode())
-            audio.put(b"")
-
-        threading.Thread(target=send, daemon=True).start()
-        yield from iter(lambda: audio.get(timeout=LIMIT), b"")
-
-    @override
-    def list_voices(self) -> Sequence[tts.VoiceProfile]:
-        raise NotImplementedError
-
-    @override
-    def clone_voice(self, samples: Sequence[bytes]) -> tts.VoiceProfile:
-        raise NotImplementedError
+def speak_in_thread(text: Iterable[str]) -> Iterator[bytes]:
+    """Speak a text that a thread of its own reads."""
+    yield from in_thread(lambda: [fragment.encode() for fragment in text])
 
 
-@LIMITS
-@pytest.mark.parametrize("backup", [FakeTTS, Threaded])
-def test_a_text_after_failover(limit: float | None, backup: Callable[[], tts.Provider]) -> None:
-    """A text that one provider has begun to read, and another one ends."""
+@each_limit
+@pytest.mark.parametrize(
+    "backup", [FakeTTS(), Synthesiser(speak_in_thread)], ids=["same thread", "own thread"]
+)
+def test_a_text_after_failover(limit: float | None, backup: tts.Provider) -> None:
+    """A text keeps its context if one provider begins to read it and another one goes on."""
     text = Traced("One ", "two ", "three.")
     failing = FakeTTS([ReadText(2), ConnectionError()])
     speaker = TTSFallback(failing, "primary", attempt_timeout=limit)
-    speaker.add_fallback("backup", backup(), attempt_timeout=limit)
+    speaker.add_fallback("backup", backup, attempt_timeout=limit)
 
     audio = b"".join(speaker.synthesize_stream(text, VOICE))
 
@@ -155,7 +125,7 @@ def test_a_text_after_failover(limit: float | None, backup: Callable[[], tts.Pro
     assert text.ends == 1
 
 
-@LIMITS
+@each_limit
 @pytest.mark.parametrize(
     "end",
     [
@@ -169,7 +139,7 @@ def test_a_text_after_failover(limit: float | None, backup: Callable[[], tts.Pro
 def test_a_text_that_is_not_read_to_its_end(
     limit: float | None, end: Callable[[object], object]
 ) -> None:
-    """A text whose speech is closed is dropped, and so closed, in its own context."""
+    """A text whose synthesis is closed is dropped, and so closed, in its own context."""
     text = Traced("One ", "two ", "three.")
     speaker = TTSFallback(FakeTTS(), "speaker", attempt_timeout=limit)
 
@@ -181,61 +151,51 @@ def test_a_text_that_is_not_read_to_its_end(
     assert VARIABLE.get() == "the caller's"
 
 
-class Recogniser(stt.Provider, stt.SessionHandle):
-    """A recogniser and its session, traced from its start to its close."""
+class TracedSession(Handle):
+    """A recognition session, traced from its start to its close, with two transcripts."""
 
     def __init__(self) -> None:
-        """Hear two words."""
-        self.heard = Traced("one", "two")
-        self.tokens: list[object] = []
-
-    @override
-    def start_stream(self, config: stt.StreamConfig) -> stt.SessionHandle:
-        self._session = iter(Traced("session"))
-        next(self._session)
-        return self
-
-    @override
-    def send_audio(self, audio: bytes) -> None:
-        pass
-
-    @override
-    def partials(self) -> Iterator[stt.Transcript]:
-        return iter(())
+        """Start."""
+        self.words = Traced("one", "two")
+        self.life = iter(Traced("session"))
+        next(self.life)
 
     @override
     def finals(self) -> Iterator[stt.Transcript]:
-        return (stt.Transcript(text=text, is_final=True) for text in self.heard)
-
-    @override
-    def set_keywords(self, keywords: Sequence[stt.Keyword]) -> None:
-        pass
+        return (stt.Transcript(text=text, is_final=True) for text in self.words)
 
     @override
     def close(self) -> None:
-        assert next(self._session, None) is None
+        assert next(self.life, None) is None
 
 
-@LIMITS
+def start_traced(limit: float | None) -> tuple[STTSession, TracedSession]:
+    """Start a traced session behind a group; return both."""
+    handles: list[TracedSession] = []
+
+    def start() -> TracedSession:
+        handles.append(TracedSession())
+        return handles[-1]
+
+    group = STTFallback(Recogniser(start), "0", attempt_timeout=limit)
+    return group.start_stream(stt.StreamConfig()), handles[0]
+
+
+@each_limit
 @pytest.mark.parametrize("close", [lambda session: session.close(), close_in_thread])
 def test_a_session(limit: float | None, close: Callable[[object], object]) -> None:
-    """A session is closed in the context in which it was started, whoever closes it."""
-    recogniser = Recogniser()
-    session = STTFallback(recogniser, "ears", attempt_timeout=limit).start_stream(
-        stt.StreamConfig()
-    )
+    """A session is closed in the context in which it was started, whichever thread closes it."""
+    session, handle = start_traced(limit)
 
     close(session)
 
-    assert next(recogniser._session, None) is None
+    assert next(handle.life, None) is None
 
 
-@LIMITS
+@each_limit
 def test_transcripts(limit: float | None) -> None:
-    """Transcripts that one thread begins to read, and another one ends."""
-    recogniser = Recogniser()
-    group = STTFallback(recogniser, "ears", attempt_timeout=limit)
-    session = group.start_stream(stt.StreamConfig())
+    """Transcripts keep their context if one thread begins to read them and another one goes on."""
+    session, handle = start_traced(limit)
     words: list[str] = []
 
     finals = session.finals()
@@ -244,25 +204,24 @@ def test_transcripts(limit: float | None) -> None:
     session.close()
 
     assert words == ["one", "two"]
-    assert recogniser.heard.ends == 1
+    assert handle.words.ends == 1
 
 
-@LIMITS
+@each_limit
 def test_transcripts_that_are_left_early(limit: float | None) -> None:
-    """Transcripts whose reader has gone are closed in their own context."""
-    recogniser = Recogniser()
-    group = STTFallback(recogniser, "ears", attempt_timeout=limit)
+    """Transcripts that are not read to their end are closed in their own context."""
+    session, handle = start_traced(limit)
 
-    with contextlib.closing(group.start_stream(stt.StreamConfig())) as session:
+    with session:
         for _ in session.finals():
             break
 
-    assert recogniser.heard.ends == 1
+    assert handle.words.ends == 1
 
 
-@LIMITS
+@each_limit
 def test_the_text_sees_the_callers_variables(limit: float | None) -> None:
-    """A text sees the variables as they were when its speech was asked for."""
+    """A text sees the variables as they were when its synthesis was requested."""
     speaker = TTSFallback(FakeTTS(), "speaker", attempt_timeout=limit)
     token = VARIABLE.set("at the call")
 

@@ -1,4 +1,4 @@
-"""What a provider returned as a stream is closed exactly once, whoever comes first or last."""
+"""What a provider has returned as a stream: which items begin it, and that it is closed once."""
 
 import contextlib
 import gc
@@ -12,11 +12,22 @@ from typing import Any
 import pytest
 from typing_extensions import override
 
+from helpers import (
+    LIMIT,
+    REQUEST,
+    TIMEOUT,
+    VOICE,
+    Hang,
+    Recorder,
+    Synthesiser,
+    each_limit,
+    in_thread,
+    running,
+)
 from resilience import (
     AllFailedError,
     Attempt,
     AttemptTimeoutError,
-    EmptyStreamError,
     FallbackConfig,
     FallbackGroup,
     LLMFallback,
@@ -25,22 +36,18 @@ from resilience import (
     TTSFallback,
     llm,
     stt,
-    tts,
 )
 from resilience._failover.source import ProviderStream
-from resilience.testing import FakeLLM, FakeTTS
+from resilience.testing import FakeLLM
 
-LIMIT = 30.0
-REQUEST = llm.CompletionRequest(messages=())
-VOICE = tts.VoiceProfile(id="any")
 EMPTY = llm.Chunk()
 
 
 class Counted(Iterator[str]):
-    """A stream that counts its closings, and does something when it is asked for an item."""
+    """A stream that counts its calls, and calls a function for each item."""
 
     def __init__(self, act: Callable[[], object] = lambda: None) -> None:
-        """Do something at each `next()`."""
+        """Call a function at each `next()`."""
         self._act = act
         self.asked = 0
         self.closed = 0
@@ -63,72 +70,60 @@ def opened(provider: Counted) -> ProviderStream[str]:
     return stream
 
 
-def read_first(stream: ProviderStream[str]) -> ProviderStream[str]:
-    """Read the first item, of which none is empty."""
-    return stream.read_first()
-
-
-class TestWhoeverIsLastCloses:
-    """A stream that one thread reads while another one closes it."""
+class TestTwoThreads:
+    """If one thread reads a stream while another one closes it, the last one closes it."""
 
     def test_closed_before_it_is_read(self) -> None:
-        """A thread that is late reads nothing."""
+        """A late thread reads nothing."""
         provider = Counted()
         stream = opened(provider)
 
         stream.close()
-        read_first(stream)
+        stream.read_first()
 
         assert (provider.asked, provider.closed, stream.first) == (0, 1, ())
 
     def test_closed_while_it_is_read(self) -> None:
-        """The reader closes it when it is back, and not the other one, which does not wait."""
+        """The reader closes it after the item; the other thread does not wait."""
         closed: list[int] = []
 
         def close_elsewhere() -> None:
-            thread = threading.Thread(target=stream.close)
-            thread.start()
-            thread.join(LIMIT)
+            in_thread(stream.close)
             closed.append(provider.closed)
 
         provider = Counted(close_elsewhere)
         stream = opened(provider)
-        read_first(stream)
+        stream.read_first()
 
         assert closed == [0]
         assert provider.closed == 1
 
-    def test_closed_while_an_item_is_awaited(self) -> None:
-        """Whoever closes while another thread is inside leaves it to a later closing."""
-        entered, over = threading.Event(), threading.Event()
+    def test_closed_while_an_item_is_awaited(self, hang: Hang) -> None:
+        """A thread that closes while another one waits for an item leaves it to a later closing."""
         waits = [False, True]
 
         def wait() -> None:
             if waits.pop(0):
-                entered.set()
-                assert over.wait(LIMIT)
+                hang()
 
         provider = Counted(wait)
-        stream = read_first(opened(provider))
-        reader = threading.Thread(target=lambda: next(stream.rest()))
-        reader.start()
-        assert entered.wait(LIMIT)
-
-        stream.close()
-        before = provider.closed
-        over.set()
-        reader.join(LIMIT)
+        stream = opened(provider).read_first()
+        with running(lambda: next(stream.rest())):
+            assert hang.entered.wait(TIMEOUT)
+            stream.close()
+            before = provider.closed
+            hang.over.set()
         stream.close()
 
         assert (before, provider.closed) == (0, 1)
 
     @pytest.mark.parametrize("place", ["before", "inside", "after"])
-    def test_the_time_is_up_as_a_worker_comes(
+    def test_timeout_as_a_worker_takes_it(
         self, place: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A timeout that strikes as the worker takes the opened stream: the next one is tried."""
+        """A stream whose time is up as a worker takes it is closed, and the next one is tried."""
         over, closed = threading.Event(), threading.Event()
-        provider = Counted(lambda: place == "inside" and over.wait(LIMIT))
+        provider = Counted(lambda: place == "inside" and over.wait(TIMEOUT))
         original = ProviderStream[str].read_first
         readers: list[object] = []
 
@@ -136,18 +131,17 @@ class TestWhoeverIsLastCloses:
             readers.append(self)
             is_late = len(readers) == 1
             if is_late and place == "before":
-                assert over.wait(LIMIT)
+                assert over.wait(TIMEOUT)
             try:
                 return original(self, *args)
             finally:
                 if is_late and place == "after":
-                    assert over.wait(LIMIT)
+                    assert over.wait(TIMEOUT)
 
         monkeypatch.setattr(ProviderStream, "read_first", read_late)
         monkeypatch.setattr(provider, "close", closed.set)
-        attempts: list[Attempt] = []
-        config = FallbackConfig(attempt_timeout=0.05, on_attempt=attempts.append)
-        group = FallbackGroup[Iterator[str]](provider, "0", config)
+        recorder = Recorder(attempt_timeout=0.05)
+        group = FallbackGroup[Iterator[str]](provider, "0", recorder.config)
         group.add_fallback("1", iter(["backup"]), attempt_timeout=0)
 
         items = list(group.stream(lambda provider: provider, lazy=True))
@@ -156,17 +150,17 @@ class TestWhoeverIsLastCloses:
 
         assert items == ["backup"]
         assert was_closed == (place != "inside")
-        assert closed.wait(LIMIT)
-        assert isinstance(attempts[0].error, AttemptTimeoutError)
+        assert closed.wait(TIMEOUT)
+        assert isinstance(recorder.attempts[0].error, AttemptTimeoutError)
 
 
 class TestEmptyChunks:
-    """A chunk that says nothing commits to nobody, and shows that the provider works."""
+    """A chunk without content does not commit to a provider, but renews the time limit."""
 
-    @pytest.mark.parametrize("limit", [None, LIMIT])
+    @each_limit
     @pytest.mark.parametrize("end", [[], [ConnectionError()]])
-    def test_they_commit_to_nobody(self, end: list[Exception], limit: float | None) -> None:
-        """A provider that ends or dies after them is failed over."""
+    def test_they_do_not_commit(self, end: list[Exception], limit: float | None) -> None:
+        """A provider that ends or fails after them fails over."""
         group = LLMFallback(
             FakeLLM([EMPTY, EMPTY, *end]), "0", FallbackConfig(attempt_timeout=limit)
         )
@@ -176,36 +170,8 @@ class TestEmptyChunks:
 
         assert chunks == [llm.Chunk(content="answer"), EMPTY]
 
-    @pytest.mark.parametrize(
-        "chunk",
-        [
-            llm.Chunk(content="x"),
-            llm.Chunk(tool_calls=(llm.ToolCall(id="1", name="f", arguments="{}"),)),
-            llm.Chunk(finish_reason="stop"),
-            llm.Chunk(usage=llm.Usage()),
-        ],
-        ids=["content", "tool calls", "finish reason", "usage"],
-    )
-    def test_what_is_not_empty(self, chunk: llm.Chunk) -> None:
-        """Anything that says something commits."""
-        group = LLMFallback(FakeLLM([chunk, ConnectionError()]), "0")
-        group.add_fallback("1", FakeLLM("never"))
-
-        with group.stream_completion(REQUEST) as stream:
-            assert next(stream) is chunk
-            assert stream.provider == "0"
-
-    def test_nothing_but_empty_chunks(self) -> None:
-        """That is no answer."""
-        group = LLMFallback(FakeLLM([EMPTY, EMPTY]), "0")
-
-        with pytest.raises(AllFailedError) as caught:
-            group.stream_completion(REQUEST)
-
-        assert isinstance(caught.value.failures["0"], EmptyStreamError)
-
     def test_each_renews_the_time_limit(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A model that thinks longer than the limit, and shows it, is not given up."""
+        """A model that sends empty chunks for longer than the limit is not abandoned."""
         now = 0.0
         monkeypatch.setattr("resilience._failover.attempts.monotonic", lambda: now)
 
@@ -213,49 +179,38 @@ class TestEmptyChunks:
             nonlocal now
             now += 0.9 * LIMIT
 
-        attempts: list[Attempt] = []
-        config = FallbackConfig(attempt_timeout=LIMIT, on_attempt=attempts.append)
+        recorder = Recorder(attempt_timeout=LIMIT)
         model = FakeLLM([think, EMPTY, think, EMPTY, think, EMPTY, think, "answer"])
-        group = LLMFallback(model, "0", config)
+        group = LLMFallback(model, "0", recorder.config)
 
         chunks = list(group.stream_completion(REQUEST))
 
         assert chunks == [llm.Chunk(content="answer")]
-        assert [attempt.outcome for attempt in attempts] == [Outcome.SUCCEEDED]
+        assert recorder.outcomes() == [("0", Outcome.SUCCEEDED)]
 
-    def test_silence_does_not(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_without_them_the_time_is_up(self, monkeypatch: pytest.MonkeyPatch, hang: Hang) -> None:
         """Without empty chunks the same time is too long."""
         now = 0.0
         monkeypatch.setattr("resilience._failover.attempts.monotonic", lambda: now)
-        over = threading.Event()
 
         def think() -> None:
             nonlocal now
             now += 1.1 * LIMIT
-            assert over.wait(LIMIT)
+            hang()
 
-        attempts: list[Attempt] = []
-        config = FallbackConfig(attempt_timeout=LIMIT, on_attempt=attempts.append)
-        group = LLMFallback(FakeLLM([EMPTY, think, "late"]), "0", config)
+        recorder = Recorder(attempt_timeout=LIMIT)
+        group = LLMFallback(FakeLLM([EMPTY, think, "late"]), "0", recorder.config)
         monkeypatch.setattr("resilience._failover.workers.TIMEOUT_MAX", 0.01)
 
         with pytest.raises(AllFailedError):
             group.stream_completion(REQUEST)
-        over.set()
 
-        assert [attempt.outcome for attempt in attempts] == [Outcome.FAILED]
-
-    def test_audio_without_a_byte(self) -> None:
-        """The same holds for audio."""
-        group = TTSFallback(FakeTTS([b"", b"", ConnectionError()]), "0")
-        group.add_fallback("1", FakeTTS([b"", b"audio"]))
-
-        assert list(group.synthesize_stream("Hello", VOICE)) == [b"audio"]
+        assert isinstance(recorder.attempts[0].error, AttemptTimeoutError)
 
 
-@pytest.mark.parametrize("limit", [None, LIMIT])
+@each_limit
 def test_empty_items_after_the_stream_was_closed(limit: float | None) -> None:
-    """A closed stream ends at the next empty item, whether or not others would follow."""
+    """A closed stream ends at the next empty item."""
     asked_again: list[bool] = []
     waiting, closed, ended = threading.Event(), threading.Event(), threading.Event()
 
@@ -263,35 +218,28 @@ def test_empty_items_after_the_stream_was_closed(limit: float | None) -> None:
         try:
             yield b""
             waiting.set()
-            closed.wait(LIMIT)
+            closed.wait(TIMEOUT)
             yield b""
             asked_again.append(True)
             yield b"too late"
         finally:
             ended.set()
 
-    class Synthesiser:
-        def synthesize_stream(self, _text: object, _voice: object) -> Iterator[bytes]:
-            return audio()
-
-    synthesiser: Any = Synthesiser()
-    stream = TTSFallback(synthesiser, "a", attempt_timeout=limit).synthesize_stream("Hi.", VOICE)
+    group = TTSFallback(Synthesiser(lambda _: audio()), "a", attempt_timeout=limit)
+    stream = group.synthesize_stream("Hi.", VOICE)
     read: list[bytes] = []
-    reader = threading.Thread(target=lambda: read.extend(stream), daemon=True)
-    reader.start()
-    assert waiting.wait(LIMIT)
+    with running(lambda: read.extend(stream)):
+        assert waiting.wait(TIMEOUT)
+        stream.close()
+        closed.set()
 
-    stream.close()
-    closed.set()
-
-    assert ended.wait(LIMIT)
-    reader.join(LIMIT)
+    assert ended.wait(TIMEOUT)
     assert read == []
     assert asked_again == []
 
 
-def test_what_a_failed_attempt_left_in_its_context() -> None:
-    """A finalizer of what a failed provider put into its context runs without the streams' lock."""
+def test_the_context_of_a_failed_attempt() -> None:
+    """A finalizer of an object in a failed attempt's context runs without the streams' lock."""
     variable: ContextVar[object] = ContextVar("variable")
     opened: list[list[int]] = []
 
@@ -325,7 +273,7 @@ def test_what_a_failed_attempt_left_in_its_context() -> None:
 
 @pytest.mark.parametrize("lazy", [False, True])
 def test_the_time_limit_of_the_caller_in_a_stream_that_was_closed(*, lazy: bool) -> None:
-    """An exception of `interrupt_on` reaches the reader, even of a closed stream."""
+    """An exception of `interrupt_on` is raised to the reader, even of a closed stream."""
 
     class TimeLimitExceededError(Exception):
         pass
@@ -343,14 +291,14 @@ def test_the_time_limit_of_the_caller_in_a_stream_that_was_closed(*, lazy: bool)
         list(streams[0])
 
 
-@pytest.mark.parametrize("limit", [None, LIMIT])
-def test_what_is_refused_is_closed(limit: float | None) -> None:
-    """What cannot be iterated over, or lacks methods of a session, is closed in its context."""
+@each_limit
+def test_a_refused_result_is_closed(limit: float | None) -> None:
+    """A result that is not iterable, or lacks methods of a session, is closed in its context."""
     variable: ContextVar[str] = ContextVar("variable")
     closed: list[str] = []
 
     class Returned:
-        """A response that is no iterable, and half a session."""
+        """A response that is not iterable, and lacks methods of a session."""
 
         def close(self) -> None:
             closed.append(variable.get())
@@ -379,7 +327,7 @@ def test_what_is_refused_is_closed(limit: float | None) -> None:
 def test_an_ended_stream_at_interpreter_exit(
     monkeypatch: pytest.MonkeyPatch, way: str, *, lazy: bool
 ) -> None:
-    """Dropping a stream that has ended uses no module, which may have been cleared by then."""
+    """Dropping a stream that has ended uses no module, since modules may be cleared by then."""
     unraisable: list[object] = []
     monkeypatch.setattr(sys, "unraisablehook", unraisable.append)
     stream = FallbackGroup(1, "a").stream(lambda _: ["first", "second"], lazy=lazy)
@@ -430,8 +378,8 @@ def test_the_time_limit_of_the_caller_while_a_stream_is_closed(*, wanted: bool) 
     assert interruptions == ["raised", "raised"]
 
 
-def test_a_stream_whose_user_was_interrupted() -> None:
-    """A thread that was interrupted as it took the stream does not keep it from being closed."""
+def test_a_stream_whose_reader_was_interrupted() -> None:
+    """A stream whose reader was interrupted as it took the stream is closed when it is dropped."""
     provider = Counted()
     stream = opened(provider)
     stream._in_use.acquire()
@@ -445,7 +393,7 @@ class TestOwnership:
     """What a provider returns has an owner from the moment of its return."""
 
     def test_a_dropped_stream_is_closed(self) -> None:
-        """A stream that is lost before anybody reads it is closed."""
+        """A stream that is dropped before it is read is closed."""
         provider = Counted()
 
         opened(provider)
@@ -465,9 +413,8 @@ class TestOwnership:
 
 
 @pytest.mark.parametrize("items", [["text"], [b"ab"], [3]], ids=["str", "bytes", "int"])
-def test_chunks_that_are_none(items: list[Any]) -> None:
-    """Something else than a chunk fails the attempt with a `TypeError` that names the provider."""
-    group = LLMFallback(FakeLLM(), "a")
+def test_items_that_are_no_chunks(items: list[Any]) -> None:
+    """An item that is no chunk fails the attempt with a `TypeError` that names the provider."""
 
     class Wrong:
         def stream_completion(self, _request: llm.CompletionRequest) -> list[Any]:
@@ -486,8 +433,8 @@ def test_chunks_that_are_none(items: list[Any]) -> None:
 
 
 @pytest.mark.parametrize("audio", ["text", b"pcm", [1]], ids=["str", "bytes", "int"])
-def test_audio_that_is_none(audio: Any) -> None:  # noqa: ANN401
-    """Pieces that are no bytes fail the attempt with a `TypeError` that names the provider."""
+def test_items_that_are_no_audio(audio: Any) -> None:  # noqa: ANN401
+    """An item that is no bytes fails the attempt with a `TypeError` that names the provider."""
 
     class Wrong:
         def synthesize_stream(self, _text: object, _voice: object) -> Any:  # noqa: ANN401
@@ -503,7 +450,7 @@ def test_audio_that_is_none(audio: Any) -> None:  # noqa: ANN401
 
 
 def test_an_ended_stream_keeps_no_request() -> None:
-    """A stream that is kept after its end does not keep the prompt."""
+    """A stream does not refer to its request after its end."""
 
     class Model:
         def stream_completion(self, request: llm.CompletionRequest) -> Iterator[llm.Chunk]:
@@ -522,7 +469,7 @@ def test_an_ended_stream_keeps_no_request() -> None:
 
 
 def reachable(start: object) -> Iterator[object]:
-    """Return what an object refers to, directly or not, but for modules and classes."""
+    """Return what an object refers to, directly or not, except modules and classes."""
     seen: set[int] = set()
     waiting = [start]
     while waiting:

@@ -118,7 +118,7 @@ class Hang:
         assert self.over.wait(TIMEOUT)
 
 
-def in_threads(functions: Sequence[Callable[[], R]]) -> list[R]:
+def in_threads(functions: Sequence[Callable[[], R]], timeout: float = TIMEOUT) -> list[R]:
     """Call each function in a thread of its own, all at the same time; return their results."""
     barrier = threading.Barrier(len(functions))
     results: dict[int, R] = {}
@@ -138,7 +138,7 @@ def in_threads(functions: Sequence[Callable[[], R]]) -> list[R]:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(TIMEOUT)
+        thread.join(timeout)
 
     assert not any(thread.is_alive() for thread in threads), "a thread is blocked"
     if errors:

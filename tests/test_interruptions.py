@@ -1,6 +1,6 @@
-"""Interrupted at any place, a breaker works on, and no slot is lost for longer than it may be.
+"""Whatever place an interruption strikes, breakers recover and no slot is lost.
 
-Each scenario is run again and again, and interrupted at the next place of its run each time.
+Each scenario is run repeatedly, and interrupted at the next place of its run each time.
 `RESILIENCE_LONG=1` adds a million interruptions at random places.
 """
 
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import resilience
+from helpers import REQUEST, TIMEOUT, in_thread, trip
 from resilience import (
     AllFailedError,
     CircuitBreaker,
@@ -34,7 +35,6 @@ from resilience import (
     StateChange,
     STTFallback,
     TTSFallback,
-    llm,
     stt,
     tts,
 )
@@ -46,8 +46,6 @@ if TYPE_CHECKING:
 LONG = 1_000_000 if "RESILIENCE_LONG" in os.environ else 0
 RESET_TIMEOUT = 10.0
 LIBRARY = str(Path(resilience.__file__).parent)
-TIMEOUT = 10.0
-REQUEST = llm.CompletionRequest(messages=(llm.Message(role="user", content="Hello?"),))
 
 
 PLACES = {
@@ -58,17 +56,17 @@ PLACES = {
 
 
 class Interruption(BaseException):
-    """What is thrown into a thread."""
+    """An exception that is thrown into a thread."""
 
 
 def interrupt(thread: int) -> None:
-    """Throw into a thread, which notices at its next opportunity; 0 threads were found if not."""
+    """Throw an exception into a thread, which raises it at its next opportunity."""
     throw = ctypes.pythonapi.PyThreadState_SetAsyncExc
     throw(ctypes.c_ulong(thread), ctypes.py_object(Interruption))
 
 
 class Application:
-    """Providers behind adapters with one clock, whose breakers tell each change."""
+    """Providers behind adapters with one clock, and the changes of their breakers."""
 
     def __init__(self) -> None:
         """Wrap one healthy provider of each kind."""
@@ -109,7 +107,7 @@ class Application:
         session.close()
 
     def speak(self) -> None:
-        """Have a text spoken."""
+        """Synthesise a text."""
         audio = self.tts.synthesize_stream(iter(["one ", "two"]), tts.VoiceProfile(id="any"))
         assert b"".join(audio) == b"one two"
 
@@ -119,16 +117,15 @@ class Application:
             self.broken.complete(REQUEST)
 
     def break_all(self) -> None:
-        """Bring all breakers to where the next call is a probe."""
+        """Let the next call of each breaker be a probe."""
         for adapter in (self.llm, self.stt, self.tts, self.broken):
             for breaker in adapter.breakers.values():
                 breaker.reset()
-                with pytest.raises(ConnectionError), breaker.guard():
-                    raise ConnectionError
+                trip(breaker)
         self.clock.advance(RESET_TIMEOUT)
 
     def look(self) -> None:
-        """Expect in another thread that no lock is held, by whoever was interrupted."""
+        """Expect that another thread can take all locks."""
         free: list[bool] = []
 
         def take_all() -> None:
@@ -138,9 +135,7 @@ class Application:
                     free.append(lock.acquire(timeout=TIMEOUT))
                     lock.release()
 
-        thread = threading.Thread(target=take_all)
-        thread.start()
-        thread.join()
+        in_thread(take_all)
         assert free == [True] * 4
 
     def check(self) -> None:
@@ -159,10 +154,10 @@ class Application:
 
 
 class ActAt:
-    """A trace function that does something at one place of the library's code.
+    """A trace function that calls a function at one place of the library's code.
 
-    The interpreter notices an interruption or a signal only after calls, at the beginning of
-    functions and in loops; only these are places.
+    The interpreter raises an interruption or calls a signal handler only after calls, at the
+    beginning of functions and in loops; only these are places.
     """
 
     def __init__(self, place: int, act: Callable[[], object]) -> None:
@@ -223,7 +218,7 @@ SCENARIOS = ["complete", "stream", "drop_stream", "listen", "speak", "fail"]
 @pytest.mark.parametrize("name", SCENARIOS)
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_an_interruption_at_every_place(name: str) -> None:
-    """After an interruption at any instruction, the next probes are admitted and recovery works."""
+    """After an interruption at any place, the next probes are admitted and close the breakers."""
     application = Application()
 
     places = _interrupt_everywhere(application, getattr(application, name))
@@ -252,7 +247,7 @@ def _changes_after_interruption(place: int) -> list[State] | None:
 
 
 def test_no_change_is_lost_by_an_interruption() -> None:
-    """The listener is told each change once, if not at once then with the next change."""
+    """Each change is delivered once, at the latest with the next change."""
     places = itertools.takewhile(
         lambda states: states is not None, map(_changes_after_interruption, itertools.count(1))
     )
@@ -288,7 +283,7 @@ def test_no_session_is_left_open_by_an_interruption() -> None:
 
 
 def _use_at(place: int, action: str) -> bool:
-    """Let a signal handler use a breaker at one place of its life; False if there is none."""
+    """Let a signal handler use a breaker at one place of a scenario; False if there is none."""
     clock = ManualClock()
     changes: list[StateChange] = []
     config = CircuitBreakerConfig(
@@ -314,7 +309,7 @@ def _use_at(place: int, action: str) -> bool:
 
 @pytest.mark.parametrize("action", ["reset", "isolate", "_try_acquire"])
 def test_a_signal_handler_at_every_place(action: str) -> None:
-    """A signal handler may use the breaker anywhere: changes are told in their order."""
+    """A signal handler may use the breaker at any place: changes are delivered in order."""
     places = next(place for place in itertools.count(1) if not _use_at(place, action))
 
     assert places > 50
@@ -323,14 +318,14 @@ def test_a_signal_handler_at_every_place(action: str) -> None:
 @pytest.mark.skipif(not LONG, reason="takes minutes")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_interruptions_at_random_places(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After each of many interruptions by another thread, recovery works."""
+    """After each of many interruptions by another thread, the breakers close."""
     application = Application()
     go, done = threading.Semaphore(0), threading.Semaphore(0)
     errors: list[BaseException] = []
-    # What hits the end of a dropped stream, where nobody can be told, goes no further.
+    # An interruption in the finalizer of a dropped stream is not raised to the caller.
     swallowed: list[object] = []
     monkeypatch.setattr(sys, "unraisablehook", swallowed.append)
-    # An interruption may leave the lock of a log handler locked for ever, which is not our concern.
+    # An interruption may leave the lock of a log handler locked, which this test is not about.
     monkeypatch.setattr(logging.getLogger("resilience"), "disabled", True)
     interrupted = 0
     interval = sys.getswitchinterval()

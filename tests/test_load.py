@@ -1,6 +1,6 @@
-"""Many threads and a provider that flaps: every call is accounted for.
+"""Under load, the results of callers, the calls of providers and the events agree.
 
-`RESILIENCE_LONG=1` makes a million calls of it.
+`RESILIENCE_LONG=1` makes a million calls.
 """
 
 import os
@@ -9,6 +9,7 @@ import threading
 from collections import Counter
 from itertools import pairwise
 
+from helpers import in_threads
 from resilience import (
     AllFailedError,
     Attempt,
@@ -33,10 +34,10 @@ NEXT = {
 
 
 class Flapping:
-    """A provider that is up or down by a seeded script, and counts who is in it."""
+    """A provider that is up or down by a seeded script, and counts its calls."""
 
     def __init__(self, seed: int) -> None:
-        """Begin with the script."""
+        """Take the seed of the script."""
         self._lock = threading.Lock()
         self._random = random.Random(seed)  # noqa: S311
         self._left = 0
@@ -56,28 +57,8 @@ class Flapping:
             raise ConnectionError
 
 
-def _in_threads(work: object) -> None:
-    barrier = threading.Barrier(THREADS)
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        barrier.wait(timeout=30)
-        try:
-            work()  # type: ignore[operator]
-        except BaseException as error:  # noqa: BLE001
-            errors.append(error)
-
-    threads = [threading.Thread(target=run) for _ in range(THREADS)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(timeout=1200)
-
-    assert errors == []
-
-
 def test_every_call_is_accounted_for() -> None:
-    """What callers saw, what the provider counted and what the events say is the same story."""
+    """The results of callers, the calls of the provider and the events agree."""
     clock = ManualClock()
     changes: list[StateChange] = []
     provider = Flapping(seed=1)
@@ -105,7 +86,7 @@ def test_every_call_is_accounted_for() -> None:
                 clock.advance(0.01)
         seen.append(mine)
 
-    _in_threads(work)
+    in_threads([work] * THREADS, timeout=1200)
 
     total = sum(seen, Counter[str]())
     assert total["succeeded"] == provider.outcomes[True]
@@ -119,7 +100,7 @@ def test_every_call_is_accounted_for() -> None:
 
 
 def test_a_group_reports_every_attempt() -> None:
-    """Reports of attempts agree with the results of calls and with what the providers counted."""
+    """The reports of attempts, the results of callers and the calls of the providers agree."""
     clock = ManualClock()
     reports: list[Attempt] = []
     config = FallbackConfig(
@@ -142,7 +123,7 @@ def test_a_group_reports_every_attempt() -> None:
                 clock.advance(0.2)
         results.append(mine)
 
-    _in_threads(work)
+    in_threads([work] * THREADS, timeout=1200)
 
     total = sum(results, Counter[str]())
     outcomes = Counter((report.provider, report.outcome) for report in reports)

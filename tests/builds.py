@@ -1,4 +1,4 @@
-"""What tests have to know of the CPython that they run on."""
+"""What tests have to know about the CPython that runs them."""
 
 import gc
 import sys
@@ -7,10 +7,10 @@ from threading import Event
 from time import monotonic
 
 HAS_GIL = not sysconfig.get_config_var("Py_GIL_DISABLED")
-"""Whether it counts references as it always has, so that what nobody holds is freed at once.
+"""Whether it has the GIL, so that an object without references is freed at once.
 
 Without the GIL an object is freed by the thread that made it. If another thread drops it, that
-happens when its maker next runs bytecode, or at the next garbage collection.
+happens when that thread next runs bytecode, or at the next garbage collection.
 """
 
 IS_EXPERIMENTAL = not HAS_GIL and sys.version_info < (3, 14)
@@ -23,9 +23,9 @@ of its parent was using at the moment of the fork.
 
 
 class Freed:
-    """Tells when objects have been freed that several threads use.
+    """Counts objects that were freed, and waits for them.
 
-    Who waits for that in one piece, without running bytecode, may wait for itself.
+    A thread that waits without running bytecode may wait for an object that it has to free itself.
     """
 
     def __init__(self, number: int = 1) -> None:
@@ -33,9 +33,9 @@ class Freed:
         self._number = number
         self._freed: list[None] = []
 
-    def tell(self) -> None:
-        """Count one object; made to be its finalizer."""
-        # Without a lock: a finalizer may run in the thread that is just looking.
+    def count(self) -> None:
+        """Count one object, as its finalizer."""
+        # Without a lock: a finalizer may run in the thread that is waiting.
         self._freed.append(None)
 
     def wait(self, seconds: float) -> bool:

@@ -437,7 +437,7 @@ class TestLateResults:
         service = Service(way, [hang, "late"], [never, "later"], config=recorder.config)
         service.add("backup", ["in time"])
 
-        answer = tracked(service.call, released.tell)
+        answer = tracked(service.call, released.count)
         hang.over.set()
         assert released.wait(TIMEOUT)
 
@@ -457,7 +457,7 @@ class TestLateResults:
         service = Service(way, [hang, refuse], config=recorder.config)
         service.add("backup", ["in time"])
 
-        tracked(service.call, released.tell)
+        tracked(service.call, released.count)
         hang.over.set()
         assert released.wait(TIMEOUT)
 
@@ -475,7 +475,7 @@ class TestLateResults:
         service = Service(way, [hang, end], attempt_timeout=SHORT)
         service.add("backup", ["in time"])
 
-        tracked(service.call, released.tell)
+        tracked(service.call, released.count)
         before = sum(service.closings())
         hang.over.set()
         assert released.wait(TIMEOUT)
@@ -504,7 +504,7 @@ class TestLateResults:
         group = STTFallback(Recogniser(start), "primary", attempt_timeout=SHORT)
         group.add_fallback("backup", FakeSTT())
 
-        tracked(lambda: group.start_stream(stt.StreamConfig()).provider, released.tell)
+        tracked(lambda: group.start_stream(stt.StreamConfig()).provider, released.count)
         hang.over.set()
         assert closing.entered.wait(TIMEOUT)
         closing.over.set()
@@ -524,7 +524,7 @@ class TestLateResults:
         def read() -> str:
             return "".join(group.stream(lambda provider: provider, lazy=lazy))
 
-        answer = tracked(read, released.tell)
+        answer = tracked(read, released.count)
         hang.over.set()
         assert released.wait(TIMEOUT)
 
@@ -547,7 +547,7 @@ class TestLateResults:
             with pytest.raises(AllFailedError):
                 group.stream(open_late)
 
-        tracked(read, released.tell)
+        tracked(read, released.count)
         hang.over.set()
 
         assert released.wait(TIMEOUT)
@@ -602,7 +602,7 @@ class TestTheBreaker:
         service = Service(way, [hang, "late"], config=recorder.config)
         service.add("backup", ["in time"])
 
-        answers = [tracked(service.call, released.tell) for _ in range(10)]
+        answers = [tracked(service.call, released.count) for _ in range(10)]
         state = service.state
         hang.over.set()
         assert released.wait(TIMEOUT)
@@ -656,10 +656,10 @@ class TestTheBreaker:
         service.add("backup", ["from the backup"])
         states: list[State] = []
 
-        answers = [tracked(service.call, released.tell)]
+        answers = [tracked(service.call, released.count)]
         states.append(service.state)
         recorder.clock.advance(30.0)
-        answers.append(tracked(service.call, released.tell))
+        answers.append(tracked(service.call, released.count))
         states.append(service.state)
         recorder.clock.advance(30.0)
         hang.over.set()  # the result of the hung probe belongs to a period that has ended
@@ -748,7 +748,7 @@ class TestManyCalls:
         service = Service(EXECUTE, [hang, "late"], config=config)
         service.add("backup", ["in time"])
 
-        answers = [tracked(service.call, released.tell) for _ in range(64)]
+        answers = [tracked(service.call, released.count) for _ in range(64)]
         begin = monotonic()
         answers += [service.call() for _ in range(1000 - 64)]
         took = monotonic() - begin
@@ -901,7 +901,7 @@ class TestTheCallersContext:
         service = Service(way, steps[end], attempt_timeout=SHORT if end == "hung" else LIMIT)
         service.add("backup", ["in time"])
 
-        answer = tracked(service.call, released.tell)
+        answer = tracked(service.call, released.count)
         hang.over.set()
 
         assert answer == "in time"
@@ -921,7 +921,7 @@ class TestTheCallersContext:
 
         def call() -> None:
             token = Token()
-            weakref.finalize(token, released.tell)
+            weakref.finalize(token, released.count)
             try:
                 group.execute(lambda _: fail(token))
             except (AllFailedError, KeyError, SystemExit):

@@ -1,4 +1,4 @@
-"""What hangs keeps no interpreter from ending, and no forked child from working."""
+"""Hanging calls keep neither the interpreter from ending nor a forked child from working."""
 
 import os
 import re
@@ -13,7 +13,7 @@ import resilience
 from builds import IS_EXPERIMENTAL
 
 LIMIT = 60.0
-"""Seconds after which a test has failed; what hangs in a child hangs for ever."""
+"""Seconds after which a test has failed; a call that hangs in a child hangs for ever."""
 
 PRELUDE = """
     import logging, os, sys, threading
@@ -57,14 +57,14 @@ def run(program: str) -> str:
 
 
 def is_about_finalizers(stderr: str) -> bool:
-    """Tell whether each traceback is one of a finalizer that found no module."""
+    """Return whether each traceback is that of a finalizer whose module was cleared."""
     found_none = re.compile(r"(Attribute|Type)Error: 'NoneType' object .*")
     ignored = stderr.split("Exception ignored in: ")
     return ignored[0] == "" and all(map(found_none.search, ignored[1:]))
 
 
 class TestExit:
-    """The interpreter ends at once, whatever its workers are doing."""
+    """The interpreter ends at once, whatever its workers do."""
 
     @pytest.mark.parametrize(
         "has_worker",
@@ -97,7 +97,7 @@ class TestExit:
         assert said == "RuntimeError closed\n"
 
     def test_with_workers_that_hang(self) -> None:
-        """Calls that hang for ever do not keep the interpreter from ending, nor make it noisy."""
+        """Calls that hang for ever do not keep the interpreter from ending, and print nothing."""
         said = run("""
             hang = for_ever.wait
             model = LLMFallback(FakeLLM([hang, "late"]), "hung", short)
@@ -112,13 +112,13 @@ class TestExit:
                 ears.start_stream(stt.StreamConfig()).close()
                 assert b"".join(speech.synthesize_stream("Hello.", voice)) == b"Hello."
             hanging = sum(thread.name == "resilience-hung" for thread in threading.enumerate())
-            print(10 < hanging <= 40)  # some may have been given up before they could hang
+            print(10 < hanging <= 40)  # some may have been abandoned before they could hang
         """)
 
         assert said == "True\n"
 
     def test_with_idle_workers_and_open_streams(self) -> None:
-        """Nor do workers that wait for calls, and streams and sessions that were never closed."""
+        """Idle workers and unclosed streams and sessions do not keep it from ending."""
         said = run("""
             model = LLMFallback(FakeLLM("in time, but unread"), "model", long)
             stream = model.stream_completion(request)
@@ -130,7 +130,7 @@ class TestExit:
         assert said == "in  One \n"
 
     def test_while_a_caller_waits(self) -> None:
-        """Nor does a daemonic thread that still waits for a worker."""
+        """A daemonic thread that waits for a worker does not keep it from ending."""
         said = run("""
             entered = threading.Event()
             def hang(provider):
@@ -144,7 +144,7 @@ class TestExit:
         assert said == "True\n"
 
     def test_by_an_error(self) -> None:
-        """An error that nobody catches is printed, what is registered is run, and that is all."""
+        """An uncaught error is printed, and functions registered with `atexit` are called."""
         done = finish("""
             import atexit
             atexit.register(print, "ended", flush=True)
@@ -187,7 +187,7 @@ class TestFork:
     """A child has none of its parent's threads, and makes its own."""
 
     def test_with_idle_workers(self) -> None:
-        """A child whose parent left it idle workers makes calls with workers of its own."""
+        """A child whose parent has idle workers makes calls with workers of its own."""
         said = run_forking("""
             model = LLMFallback(FakeLLM("in time"), "model", long)
             def call():
@@ -202,7 +202,7 @@ class TestFork:
         assert said == "in time\n" * 10
 
     def test_with_several_idle_workers(self) -> None:
-        """However many idle workers it was left, and however deep the children."""
+        """A child of a child makes calls, too, however many idle workers their parents have."""
         said = run_forking("""
             group = FallbackGroup("provider", "name", long)
             barrier = threading.Barrier(8)
@@ -223,7 +223,7 @@ class TestFork:
         assert said == "1 True\n" * 3
 
     def test_with_calls_that_hang_in_the_parent(self) -> None:
-        """The 64 calls that hang in the parent refuse further ones there, but not in the child."""
+        """64 hanging calls prevent further ones in the parent, but not in the child."""
         said = run_forking("""
             hung = FallbackGroup("provider", "hung", short)
             def call(fn):
@@ -281,7 +281,7 @@ class TestFork:
         assert said == "provider\nNone\nprovider\n"
 
     def test_a_child_that_hangs_ends(self) -> None:
-        """A child with calls that hang ends as promptly as its parent."""
+        """A child with hanging calls ends as promptly as its parent."""
         said = run_forking("""
             def hang():
                 group = FallbackGroup("provider", "hung", short)
@@ -302,10 +302,10 @@ class TestFork:
         said = run_forking("""
             import random
             from resilience import CircuitBreaker, CircuitOpenError
-            told = []
+            changes = []
             breaker = CircuitBreaker(CircuitBreakerConfig(
                 max_failures=2, reset_timeout=0.0005, half_open_max=1,
-                on_state_change=lambda change: told.append(change) if len(told) < 5 else None,
+                on_state_change=lambda change: changes.append(change) if len(changes) < 5 else None,
             ))
             logging.getLogger("resilience").setLevel(logging.CRITICAL)
             sys.setswitchinterval(1e-4)
@@ -327,13 +327,13 @@ class TestFork:
             def child():
                 import signal
                 signal.alarm(20)
-                told.clear()
+                changes.clear()
                 breaker.reset()
                 use(fail)
                 use(fail)
                 breaker.isolate()
                 breaker.reset()
-                assert told, "no listener was called"
+                assert changes, "no listener was called"
                 breaker.execute(str)
             try:
                 for _ in range(60):
@@ -346,13 +346,13 @@ class TestFork:
         assert said == "ok\n"
 
     def test_in_a_listener(self) -> None:
-        """A listener that forks has a child in which later changes are told, too."""
+        """In the child of a listener that forks, later changes are delivered, too."""
         said = run_forking("""
             from resilience import CircuitBreaker
-            told = []
+            changes = []
             def listen(change):
-                told.append(str(change.new))
-                if len(told) == 1:
+                changes.append(str(change.new))
+                if len(changes) == 1:
                     in_child(child)
             def child():
                 breaker.reset()
@@ -361,14 +361,14 @@ class TestFork:
             def other():
                 breaker.reset()
                 breaker.isolate()
-                print(told)
+                print(changes)
             in_child(other)
         """)
 
         assert said == "['open', 'closed', 'open']\n"
 
     def test_while_a_text_and_a_stream_are_read(self) -> None:
-        """A text that another thread is reading ends in the child; new texts are spoken there."""
+        """A text that another thread reads ends in the child; new texts are synthesised there."""
         said = run_forking("""
             entered, over = threading.Event(), threading.Event()
             def text():
@@ -400,7 +400,7 @@ class TestFork:
     "lock", ["text.changed", "breaker._events._lock", "group._lock", "stream_module._shared.lock"]
 )
 def test_a_lock_that_another_thread_holds(lock: str) -> None:
-    """Each lock for which somebody waits is replaced in a child."""
+    """Each lock for which a thread may wait is replaced in a child."""
     said = run_forking(f"""
         from resilience._adapters.text import ReplayBuffer
         from resilience._failover import stream as stream_module

@@ -489,7 +489,7 @@ def test_whatever_the_provider_does_with_the_error(
 
     def make() -> TextError:
         error = TextError("the model broke off")
-        weakref.finalize(error, freed.tell)
+        weakref.finalize(error, freed.count)
         return error
 
     def text() -> Iterator[str]:

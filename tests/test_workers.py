@@ -1,4 +1,4 @@
-"""Threads on which a call can be left behind: used again, bounded, and gone when idle."""
+"""Threads whose calls can be abandoned: used again, limited in number, and ended when idle."""
 
 import gc
 import itertools
@@ -7,6 +7,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import chain
 from queue import Empty, SimpleQueue
 from time import monotonic
 from typing import Any, Generic, NoReturn, TypeVar
@@ -15,48 +16,46 @@ import pytest
 from typing_extensions import override
 
 from builds import Freed
+from helpers import LIMIT, TIMEOUT, in_threads
 from resilience import AttemptTimeoutError
 from resilience._failover import workers as workers_module
 from resilience._failover.workers import IDLE_SECONDS, MAX_ABANDONED, WorkerPool
 
 R = TypeVar("R")
 
-LIMIT = 60.0
-"""Seconds after which a test has failed."""
-
 
 class Slow(Generic[R]):
-    """A call that hangs until it is let go, and tells when nobody holds it any more."""
+    """A call that hangs until it is ended, and can be waited for until nothing refers to it."""
 
-    def __init__(self, bring: Callable[[], R]) -> None:
+    def __init__(self, result: Callable[[], R]) -> None:
         """Hang, and then return what a function returns."""
         self.entered = threading.Event()
         self.over = threading.Event()
         self.released = Freed()
         self.thread: threading.Thread | None = None
-        self._bring = bring
+        self._result = result
 
     def __call__(self) -> R:
         """Hang until it is over."""
         self.thread = threading.current_thread()
         self.entered.set()
-        assert self.over.wait(LIMIT)
-        return self._bring()
+        assert self.over.wait(TIMEOUT)
+        return self._result()
 
     def tracked(self) -> Callable[[], R]:
-        """Return this call as an object that nobody else holds."""
+        """Return an object that makes this call, and to which there is no other reference."""
         call = _Held(self)
-        weakref.finalize(call, self.released.tell)
+        weakref.finalize(call, self.released.count)
         return call
 
     def end(self) -> None:
-        """Let it go, and wait until its worker has done with it."""
+        """End it, and wait until its worker has dropped it."""
         self.over.set()
-        assert self.released.wait(LIMIT)
+        assert self.released.wait(TIMEOUT)
 
 
 class _Held(Generic[R]):
-    """A call that can be watched as it dies."""
+    """A call whose deletion can be observed."""
 
     def __init__(self, call: Slow[R]) -> None:
         self._call = call
@@ -67,32 +66,32 @@ class _Held(Generic[R]):
 
 @pytest.fixture
 def slow() -> Iterator[Slow[str]]:
-    """Return a call that brings "late", at the latest at the end of the test."""
+    """Return a call that returns "late", at the latest at the end of the test."""
     call = Slow(lambda: "late")
     yield call
     call.over.set()
 
 
 @pytest.fixture
-def rested(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
-    """Return an event that tells when a worker has delivered the outcome of a call."""
+def delivered(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Return an event that is set when a worker has delivered the outcome of a call."""
     event = threading.Event()
-    rest: Callable[[object], None] = vars(workers_module)["_Worker"].mark_idle
+    mark_idle: Callable[[object], None] = vars(workers_module)["_Worker"].mark_idle
 
-    def rest_and_tell(worker: object) -> None:
-        rest(worker)
+    def mark_idle_and_set(worker: object) -> None:
+        mark_idle(worker)
         event.set()
 
-    monkeypatch.setattr("resilience._failover.workers._Worker.mark_idle", rest_and_tell)
+    monkeypatch.setattr("resilience._failover.workers._Worker.mark_idle", mark_idle_and_set)
     return event
 
 
 def drop(_result: object) -> None:
-    """Let go of a result."""
+    """Drop a result."""
 
 
 def until(seconds: float) -> Callable[[], float]:
-    """Return a function that tells how much is left of some seconds."""
+    """Return a function that returns how much is left of some seconds."""
     end = monotonic() + seconds
     return lambda: end - monotonic()
 
@@ -109,14 +108,14 @@ def make(
 
 
 def call(workers: WorkerPool, fn: Callable[[], R]) -> R:
-    """Make a call that has time enough."""
+    """Make a call that has enough time."""
     return make(workers, fn, drop, until(LIMIT))
 
 
 def abandon(
     workers: WorkerPool, slow: Slow[R], discard: Callable[[R], object] = drop, seconds: float = 0.01
 ) -> None:
-    """Make a call whose time is soon up."""
+    """Make a call whose time is up soon."""
     with pytest.raises(AttemptTimeoutError):
         make(workers, slow.tracked(), discard, until(seconds))
 
@@ -133,19 +132,19 @@ class TestThreads:
         assert len(threads) == 1
         assert threading.current_thread() not in threads
 
-    def test_a_thread_rests_before_its_caller_goes_on(
+    def test_a_thread_is_idle_before_its_caller_goes_on(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Whoever has a result finds the thread that made it idle, so one thread is enough."""
+        """A caller that has its result finds the thread idle, so one thread is enough."""
         went_on = threading.Event()
         too_late: list[bool] = []
-        rest: Callable[[object], None] = vars(workers_module)["_Worker"].mark_idle
+        mark_idle: Callable[[object], None] = vars(workers_module)["_Worker"].mark_idle
 
-        def rest_slowly(worker: object) -> None:
+        def mark_idle_late(worker: object) -> None:
             too_late.append(went_on.wait(0.05))
-            rest(worker)
+            mark_idle(worker)
 
-        monkeypatch.setattr("resilience._failover.workers._Worker.mark_idle", rest_slowly)
+        monkeypatch.setattr("resilience._failover.workers._Worker.mark_idle", mark_idle_late)
 
         call(WorkerPool("model", LIMIT), lambda: None)
         went_on.set()
@@ -153,7 +152,7 @@ class TestThreads:
         assert too_late == [False]
 
     def test_threads_are_daemonic_and_have_a_name(self) -> None:
-        """No thread keeps the interpreter from ending, and each tells whose it is."""
+        """No thread keeps the interpreter from ending, and each has the name of its provider."""
         thread = call(WorkerPool("model", LIMIT), threading.current_thread)
 
         assert thread.daemon
@@ -164,48 +163,43 @@ class TestThreads:
         workers = WorkerPool("model", 0.01)
 
         abandon(workers, slow)
-        assert slow.entered.wait(LIMIT)
+        assert slow.entered.wait(TIMEOUT)
         other = call(workers, threading.current_thread)
         slow.end()
         barrier = threading.Barrier(2)
-        threads: list[threading.Thread] = []
 
-        def meet() -> None:
-            barrier.wait(LIMIT)
-            threads.append(threading.current_thread())
+        def meet() -> threading.Thread:
+            barrier.wait(TIMEOUT)
+            return threading.current_thread()
 
-        callers = [threading.Thread(target=call, args=(workers, meet)) for _ in range(2)]
-        for caller in callers:
-            caller.start()
-        for caller in callers:
-            caller.join(LIMIT)
+        threads = in_threads([lambda: call(workers, meet)] * 2)
 
         assert other is not slow.thread
         assert set(threads) == {other, slow.thread}
 
     def test_an_idle_thread_ends(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A thread that has had nothing to do for long ends, and the next call makes a new one."""
+        """A thread that was idle for long ends, and the next call makes a new one."""
         monkeypatch.setattr(workers_module, "IDLE_SECONDS", 0.01)
         workers = WorkerPool("model", LIMIT)
 
         first = call(workers, threading.current_thread)
-        first.join(LIMIT)
+        first.join(TIMEOUT)
         second = call(workers, threading.current_thread)
 
         assert not first.is_alive()
         assert second is not first
 
     def test_a_thread_that_has_ended_is_forgotten(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Nothing is kept of a thread whose idle time is over."""
+        """A thread that has ended is dropped."""
         monkeypatch.setattr(workers_module, "IDLE_SECONDS", 0.01)
         workers = WorkerPool("model", LIMIT)
 
-        call(workers, threading.current_thread).join(LIMIT)
+        call(workers, threading.current_thread).join(TIMEOUT)
 
         assert vars(workers)["_idle"] == []
 
     def test_the_idle_time_is_30_seconds(self) -> None:
-        """The number that the docs tell is the number."""
+        """The number is that of the docs."""
         assert IDLE_SECONDS == 30
 
     def test_a_thread_that_is_given_a_call_does_not_end(
@@ -219,7 +213,7 @@ class TestThreads:
         )
 
     def test_a_thread_that_has_ended_is_not_given_a_call(self) -> None:
-        """A caller whose idle thread ends before it is given the call makes a new one."""
+        """A caller whose idle thread ends before it accepts the call makes a new one."""
         workers = WorkerPool("model", LIMIT)
         vars(workers)["_idle"].append(Ending())
 
@@ -242,13 +236,13 @@ class TestThreads:
 
         monkeypatch.setattr(workers_module, "SimpleQueue", Collected)
         ending = call(workers, threading.current_thread)
-        ending.join(LIMIT)
+        ending.join(TIMEOUT)
 
         assert made[0] is ending
         assert made[1] is not ending
 
     def test_a_signal_handler_may_make_a_call(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A call that is made just when a thread was given another one is made by it, too."""
+        """A call that is made just when a thread has accepted another one is made, too."""
         workers = WorkerPool("model", LIMIT)
         made: list[str] = []
 
@@ -269,17 +263,17 @@ class TestThreads:
     def test_a_thread_whose_caller_was_interrupted_ends(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A thread that was taken and then given nothing ends when its idle time is over."""
+        """A thread that was taken, and then got no call, ends when its idle time is over."""
         monkeypatch.setattr(workers_module, "IDLE_SECONDS", 0.01)
         take: Callable[[WorkerPool], threading.Thread] = vars(WorkerPool)["_worker"]
 
         thread = take(WorkerPool("model", LIMIT))
-        thread.join(LIMIT)
+        thread.join(TIMEOUT)
 
         assert not thread.is_alive()
 
     def test_a_call_that_is_over_does_not_hang(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A caller that is interrupted as it is told of an error leaves no hanging call behind."""
+        """If a caller is interrupted as it gets an error, its call does not count as hanging."""
         monkeypatch.setattr(workers_module, "MAX_ABANDONED", 1)
         workers = WorkerPool("model", LIMIT)
 
@@ -294,8 +288,8 @@ class TestThreads:
 
         assert call(workers, lambda: "made") == "made"
 
-    def test_a_call_that_no_thread_makes_is_not_kept(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """If no thread can be started, the caller is told, and the call dies."""
+    def test_a_call_without_a_thread_is_dropped(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """If no thread can be started, that is raised to the caller, and the call is freed."""
         workers = WorkerPool("model", LIMIT)
 
         def refuse(_thread: object) -> NoReturn:
@@ -308,7 +302,7 @@ class TestThreads:
             call(workers, slow.tracked())
 
         gc.collect()
-        assert slow.released.wait(LIMIT)
+        assert slow.released.wait(TIMEOUT)
 
     def test_no_thread_at_the_end_of_the_interpreter(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """A thread that would never run is not waited for."""
@@ -319,18 +313,18 @@ class TestThreads:
             call(workers, lambda: "never")
 
     def test_another_caller_may_be_faster(self) -> None:
-        """A caller whose idle thread is snatched away makes a new one."""
+        """A caller whose idle thread another caller takes makes a new one."""
         workers = WorkerPool("model", LIMIT)
-        vars(workers)["_idle"] = Snatched()
+        vars(workers)["_idle"] = Vanishing()
 
         assert call(workers, lambda: "made") == "made"
 
-    def test_a_thread_that_is_gone_is_not_used(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A thread that lives no more, as after a fork, is passed over."""
+    def test_a_dead_thread_is_not_used(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A thread that is not alive, as after a fork, is not used."""
         monkeypatch.setattr(workers_module, "IDLE_SECONDS", 0.01)
         workers = WorkerPool("model", LIMIT)
         gone = call(workers, threading.current_thread)
-        gone.join(LIMIT)
+        gone.join(TIMEOUT)
         vars(workers)["_idle"].append(gone)
 
         assert call(workers, threading.current_thread) is not gone
@@ -340,17 +334,16 @@ class TestThreads:
         monkeypatch.setattr(workers_module, "IDLE_SECONDS", 0.0002)
         workers = WorkerPool("model", LIMIT)
 
-        numbers, threads = in_threads(workers, callers=4, calls=200)
+        numbers, threads = call_in_threads(workers, callers=4, calls=200)
 
-        assert numbers == sorted(numbers)
         assert len(numbers) == 800
         assert threading.current_thread() not in threads
 
     def test_as_many_threads_as_calls_at_once(self) -> None:
         """Each caller gets its own result, and there are no more threads than callers."""
-        numbers, threads = in_threads(WorkerPool("model", LIMIT), callers=8, calls=200)
+        numbers, threads = call_in_threads(WorkerPool("model", LIMIT), callers=8, calls=200)
 
-        assert numbers == list(range(1600))
+        assert len(numbers) == 1600
         assert len(threads) <= 8
 
 
@@ -369,7 +362,7 @@ def test_the_longest_wait_has_no_limit(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class HastyQueue(SimpleQueue[Any]):
-    """A queue whose reader finds several times that its time is over, just when an item comes."""
+    """A queue whose reader times out several times, just when an item comes."""
 
     def __init__(self) -> None:
         """Prepare to be empty."""
@@ -385,7 +378,7 @@ class HastyQueue(SimpleQueue[Any]):
     @override
     def get(self, block: bool = True, timeout: float | None = None) -> Any:
         """Return the next item, but not at the first attempts."""
-        assert self._has_item.wait(LIMIT)
+        assert self._has_item.wait(TIMEOUT)
         if self._left:
             self._left -= 1
             raise Empty
@@ -393,19 +386,19 @@ class HastyQueue(SimpleQueue[Any]):
 
 
 class Ending:
-    """A thread that ends between being looked at and being given a call."""
+    """A thread that ends between the check that it is alive and its acceptance of a call."""
 
     def is_alive(self) -> bool:
-        """Look alive."""
+        """Return True."""
         return True
 
     def accept(self, _task: object) -> bool:
-        """Have ended."""
+        """Refuse, since it has ended."""
         return False
 
 
-class Snatched(list[threading.Thread]):
-    """A list that has an item when it is asked, and none when that is taken."""
+class Vanishing(list[threading.Thread]):
+    """A list that has an item when its length is read, and none when that is taken."""
 
     @override
     def __len__(self) -> int:
@@ -413,7 +406,7 @@ class Snatched(list[threading.Thread]):
 
 
 class Forgetful(set[object]):
-    """A set of which the first item that is discarded stays."""
+    """A set that keeps the first item that is discarded."""
 
     def __init__(self) -> None:
         """Prepare to keep one item."""
@@ -428,35 +421,27 @@ class Forgetful(set[object]):
             super().discard(item)
 
 
-def in_threads(
+def call_in_threads(
     workers: WorkerPool, *, callers: int, calls: int
 ) -> tuple[list[int], set[threading.Thread]]:
     """Make calls in several threads at once, and return their results and their workers."""
-    results: list[tuple[int, threading.Thread]] = []
-    barrier = threading.Barrier(callers)
 
     def answer(number: int) -> tuple[int, threading.Thread]:
         return number, threading.current_thread()
 
-    def make_calls(first: int) -> None:
-        barrier.wait(LIMIT)
-        for number in range(first, first + calls):
-            result = call(workers, partial(answer, number))
-            assert result[0] == number
-            results.append(result)
+    def make_calls(first: int) -> list[tuple[int, threading.Thread]]:
+        return [call(workers, partial(answer, each)) for each in range(first, first + calls)]
 
-    threads = [
-        threading.Thread(target=make_calls, args=(caller * calls,)) for caller in range(callers)
+    results = in_threads([partial(make_calls, caller * calls) for caller in range(callers)])
+    assert [[number for number, _ in each] for each in results] == [
+        list(range(caller * calls, (caller + 1) * calls)) for caller in range(callers)
     ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(LIMIT)
-    return sorted(number for number, _ in results), {worker for _, worker in results}
+    made = list(chain.from_iterable(results))
+    return [number for number, _ in made], {worker for _, worker in made}
 
 
 class TestTime:
-    """The caller asks how much time is left, and waits no longer."""
+    """The caller waits as long as there is time left."""
 
     def test_no_time_left(self, slow: Slow[str]) -> None:
         """A call whose time is up from the beginning is abandoned."""
@@ -468,7 +453,7 @@ class TestTime:
         assert (caught.value.provider, caught.value.timeout) == ("model", 0.5)
 
     def test_time_that_is_added(self, slow: Slow[str]) -> None:
-        """If there is time left after all when the time is up, the caller waits on."""
+        """If the time is extended meanwhile, the caller goes on waiting."""
         answers = iter([0.001, 0.001, 0.001, LIMIT])
 
         def remaining() -> float:
@@ -479,8 +464,8 @@ class TestTime:
 
         assert make(WorkerPool("model", 0.001), slow, drop, remaining) == "late"
 
-    def test_a_result_in_the_last_moment(
-        self, rested: threading.Event, monkeypatch: pytest.MonkeyPatch
+    def test_a_result_at_the_last_moment(
+        self, delivered: threading.Event, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A result that is there when the time is up is in time, and its call is not abandoned."""
         monkeypatch.setattr(workers_module, "MAX_ABANDONED", 1)
@@ -488,7 +473,7 @@ class TestTime:
         discarded: list[str] = []
 
         def remaining() -> float:
-            assert rested.wait(LIMIT)
+            assert delivered.wait(TIMEOUT)
             return 0.0
 
         assert make(workers, lambda: "just so", discarded.append, remaining) == "just so"
@@ -497,7 +482,7 @@ class TestTime:
 
 
 class TestErrors:
-    """What a call raises, in time or too late."""
+    """Exceptions of a call, in time or too late."""
 
     @pytest.mark.parametrize(
         "error", [ValueError, StopIteration, GeneratorExit, SystemExit, KeyboardInterrupt]
@@ -541,7 +526,7 @@ class TestErrors:
         assert discarded == []
 
     def test_a_late_result_is_discarded_once(self, slow: Slow[str]) -> None:
-        """A result that comes too late is handed to `discard`, in the worker and not before."""
+        """A late result is passed to `discard`, in the worker and not before."""
         discarded: list[tuple[str, threading.Thread]] = []
 
         abandon(
@@ -576,10 +561,10 @@ class TestErrors:
 
 
 class TestInterruptions:
-    """What comes of a call whose caller is interrupted while it waits."""
+    """A call whose caller is interrupted while it waits."""
 
     def test_its_result_is_discarded_by_the_worker(self, slow: Slow[str]) -> None:
-        """The interruption passes on at once, and the late result is discarded once."""
+        """The interruption is raised at once, and the late result is discarded once."""
         discarded: list[tuple[str, threading.Thread]] = []
         answers = iter([0.01])
 
@@ -600,12 +585,12 @@ class TestInterruptions:
         assert slow.thread is not None
         assert discarded == [("late", slow.thread)]
 
-    def test_its_result_may_be_there_already(self, rested: threading.Event) -> None:
+    def test_its_result_may_be_there_already(self, delivered: threading.Event) -> None:
         """A result that is there when the caller is interrupted is discarded by the caller."""
         discarded: list[tuple[str, threading.Thread]] = []
 
         def remaining() -> float:
-            assert rested.wait(LIMIT)
+            assert delivered.wait(TIMEOUT)
             raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
@@ -637,20 +622,20 @@ class TestInterruptions:
         assert call(workers, lambda: "admitted") == "admitted"
 
 
-class TestBound:
-    """Only so many calls may hang."""
+class TestLimit:
+    """The number of hanging calls is limited."""
 
     def test_further_calls_are_refused(
         self, slow: Slow[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """With so many calls hanging no other is made, until one of them comes back."""
+        """With as many calls hanging no other is made, until one of them returns."""
         monkeypatch.setattr(workers_module, "MAX_ABANDONED", 2)
         workers = WorkerPool("model", 0.01)
         other = Slow(lambda: "later")
         made: list[str] = []
         for hanging in (slow, other):
             abandon(workers, hanging)
-            assert hanging.entered.wait(LIMIT)
+            assert hanging.entered.wait(TIMEOUT)
         threads = threading.active_count()
 
         for _ in range(10):
@@ -664,10 +649,10 @@ class TestBound:
         other.end()
         assert made == ["admitted"]
 
-    def test_a_call_whose_thread_is_gone_hangs_no_more(
+    def test_a_call_whose_thread_has_died(
         self, slow: Slow[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A thread that has died leaves nothing behind that would refuse further calls."""
+        """A call whose thread has died does not count as hanging."""
         monkeypatch.setattr(workers_module, "MAX_ABANDONED", 1)
         monkeypatch.setattr(threading, "excepthook", drop)
         workers = WorkerPool("model", 0.01)
@@ -676,36 +661,36 @@ class TestBound:
             raise SystemExit
 
         abandon(workers, slow, end_the_thread)
-        assert slow.entered.wait(LIMIT)
+        assert slow.entered.wait(TIMEOUT)
         slow.over.set()
         assert slow.thread is not None
-        slow.thread.join(LIMIT)
+        slow.thread.join(TIMEOUT)
 
         assert call(workers, lambda: "admitted") == "admitted"
 
-    def test_a_call_that_is_over_hangs_no_more(
-        self, slow: Slow[str], rested: threading.Event, monkeypatch: pytest.MonkeyPatch
+    def test_a_call_that_has_ended(
+        self, slow: Slow[str], delivered: threading.Event, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A call that an interruption left among the abandoned counts until it is over."""
+        """A call that an interruption has left among the abandoned ones counts until it ends."""
         monkeypatch.setattr(workers_module, "MAX_ABANDONED", 1)
         workers = WorkerPool("model", 0.01)
         vars(workers)["abandoned"] = Forgetful()
 
         abandon(workers, slow)
         slow.over.set()
-        assert rested.wait(LIMIT)
+        assert delivered.wait(TIMEOUT)
 
         assert call(workers, lambda: "admitted") == "admitted"
 
-    def test_providers_have_bounds_of_their_own(
+    def test_each_provider_has_a_limit(
         self, slow: Slow[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """The calls of one provider that hang refuse none of another."""
+        """Hanging calls of one provider do not affect another one."""
         monkeypatch.setattr(workers_module, "MAX_ABANDONED", 1)
         abandon(WorkerPool("model", 0.01), slow)
 
         assert call(WorkerPool("other", LIMIT), lambda: "admitted") == "admitted"
 
-    def test_the_bound_is_64(self) -> None:
-        """The number that the docs tell is the number."""
+    def test_the_limit_is_64(self) -> None:
+        """The number is that of the docs."""
         assert MAX_ABANDONED == 64

@@ -391,8 +391,8 @@ class _Run:
 
     def __init__(self) -> None:
         self.is_over = False
-        # A breaker that has changed, or None to check all. A breaker is added only if it was checked
-        # after it was added before, so each has two entries at most.
+        # A breaker that has changed, or None to check all. A breaker is added again only after it
+        # was checked, so each has two entries at most.
         self.changes: SimpleQueue[Watch | None] = SimpleQueue()
         self._pauses: SimpleQueue[None] = SimpleQueue()
 

@@ -286,8 +286,7 @@ class CircuitBreaker(_settings.Uncopyable):
         # Without the lock: one read of the period. If another thread changes it at this moment, the
         # error shows a slightly older state.
         period = self._period
-        reason = None if isinstance(period, Closed) else period.reason
-        return CircuitOpenError(self.name, self._wait(period, now), reason)
+        return CircuitOpenError(self.name, self._wait(period, now), period.reason)
 
     def _wait(self, period: Period, now: float) -> float | None:
         """Return the seconds until a call may be admitted; None if that is not known."""
@@ -299,7 +298,9 @@ class CircuitBreaker(_settings.Uncopyable):
             until = now
         else:
             until = period.last_admission + self._open_time.reset_timeout
-        return None if until == math.inf else max(0.0, until - now)
+        if until == math.inf:
+            return None
+        return until - now if until > now else 0.0
 
     def _record_success(self, permit: Permit) -> None:
         """Record that an admitted call has succeeded."""
@@ -334,21 +335,25 @@ class CircuitBreaker(_settings.Uncopyable):
     def _record_failure(self, permit: Permit, error: BaseException) -> bool:
         """Record that an admitted call has raised; False if the exception does not count."""
         try:
-            interrupt_on = self._events.interrupt_on
-            if not matches("failure_on", self._config.failure_on, error, interrupt_on):
+            config, interrupt_on = self._config, self._events.interrupt_on
+            # The first condition is the commonest case of the second, and one call cheaper.
+            if not (
+                (config.failure_on is Exception and isinstance(error, Exception))
+                or matches("failure_on", config.failure_on, error, interrupt_on)
+            ):
                 self._release(permit)
                 return False
             if permit is UNRECORDED:
                 return True
-            hook, delay = self._config.retry_after, None
-            if hook is not None and isinstance(error, Exception):
-                delay = requested_delay(hook, error, interrupt_on)
+            delay = None
+            if config.retry_after is not None and isinstance(error, Exception):
+                delay = requested_delay(config.retry_after, error, interrupt_on)
             # Without the lock: under it, the breaker asks for what is missing if it has to open.
             may_open = delay is not None or permit.failures + 1 >= self._max_failures
             opening = None
             if may_open or type(permit) is not Closed:
                 opening = self._prepare_opening(error, delay)
-            now = self._config.clock()
+            now = config.clock()
         except BaseException:  # the hooks were interrupted
             self._release(permit)
             raise

@@ -18,6 +18,7 @@ class Closed:
 
     __slots__ = ("failures",)
     state: ClassVar[State] = State.CLOSED
+    reason: ClassVar[str | None] = None
 
     def __init__(self) -> None:
         """Start with no failures."""

@@ -25,7 +25,14 @@ import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 
-from resilience import CircuitBreaker, CircuitBreakerConfig, FallbackConfig, LLMFallback, llm
+from resilience import (
+    CircuitBreaker,
+    CircuitBreakerConfig,
+    FallbackConfig,
+    FallbackGroup,
+    LLMFallback,
+    llm,
+)
 
 Work = Callable[[], object]
 Case = dict[str, Work]
@@ -113,6 +120,7 @@ BOUNDS = {
     "group, primary answers": ("passed through", 2.1),
     "group, open primary is skipped": ("passed through", 16.0),
     "group, primary fails": ("passed through", 36.0),
+    "language model, primary answers": ("passed through", 12.0),
     f"stream of {ITEMS} items": ("bare", 5.6),
 }
 """For each case what it is compared with, and how many times its cost is allowed.
@@ -222,28 +230,33 @@ def group_cases(*, peers: bool = True) -> dict[str, Case]:
         ("group, primary fails", Model(fails=True), False),
     ):
         breaker = CircuitBreakerConfig(max_failures=NEVER)
-        group = _group(primary, model, breaker)
+        group = FallbackGroup(primary, "primary", FallbackConfig(circuit_breaker=breaker))
+        group.add_fallback("backup", model)
         if is_open:
             group.breakers["primary"].isolate()
         cases[title] = {
             "bare": lambda: MODEL.complete(REQUEST),
             "passed through": lambda: through.complete(REQUEST),
-            "resilience": lambda group=group: group.complete(REQUEST),  # type: ignore[misc]
+            "resilience": lambda group=group: group.execute(answer),  # type: ignore[misc]
         }
         if peers and not is_open and importlib.util.find_spec("langchain_core"):
             cases[title]["langchain-core"] = _langchain(primary, model)
-    group = _group(model, model, CircuitBreakerConfig())
+    adapter = LLMFallback(model, "primary")
+    cases["language model, primary answers"] = {
+        "bare": lambda: MODEL.complete(REQUEST),
+        "passed through": lambda: through.complete(REQUEST),
+        "resilience": lambda: adapter.complete(REQUEST),
+    }
     cases[f"stream of {ITEMS} items"] = {
         "bare": lambda: _drain(model.stream_completion(REQUEST)),
-        "resilience": lambda: _drain(group.stream_completion(REQUEST)),
+        "resilience": lambda: _drain(adapter.stream_completion(REQUEST)),
     }
     return cases
 
 
-def _group(primary: Model, backup: Model, breaker: CircuitBreakerConfig) -> LLMFallback:
-    group = LLMFallback(primary, "primary", FallbackConfig(circuit_breaker=breaker))
-    group.add_fallback("backup", backup)
-    return group
+def answer(model: Model) -> llm.CompletionResponse:
+    """Ask a model."""
+    return model.complete(REQUEST)
 
 
 def _langchain(primary: Model, backup: Model) -> Work:

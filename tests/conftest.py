@@ -18,7 +18,7 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture
 def clock() -> ManualClock:
-    """Return a clock that stands still."""
+    """Return a clock that only the test advances."""
     return ManualClock(1000.0)
 
 

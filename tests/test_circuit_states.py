@@ -272,7 +272,7 @@ class TestReason:
         assert str(error) == f"circuit 'model' is open, retry in {text} s"
 
     def test_no_name_in_the_message(self) -> None:
-        """The message for a breaker without a name says so."""
+        """The message for a breaker without a name has "(unnamed)" instead."""
         error = CircuitOpenError("", 6.0)
 
         assert str(error) == "circuit (unnamed) is open, retry in 6 s"

@@ -689,7 +689,7 @@ class TestRecording:
     @pytest.mark.parametrize("reports", [True, False])
     @pytest.mark.parametrize("limit", [None, LIMIT])
     def test_the_next_provider_is_not_called(self, limit: float | None, *, reports: bool) -> None:
-        """An interruption of a listener reaches the caller, and nobody else is called."""
+        """An interruption of a listener is raised, and no other provider is called."""
 
         def listen(change: StateChange) -> None:
             if change.new is State.CLOSED:

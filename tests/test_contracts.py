@@ -447,8 +447,8 @@ def test_a_refusal_is_the_content_of_its_message() -> None:
     assert replace(refused, content="Sorry.").message.content == "Sorry."
 
 
-def test_a_request_that_is_too_long_goes_to_the_next_model() -> None:
-    """`ContextWindowExceededError` never counts, whatever the settings say, and moves on."""
+def test_a_request_that_is_too_long_fails_over() -> None:
+    """`ContextWindowExceededError` never counts and always fails over, whatever the settings."""
     large = FakeLLM("All of it.")
     config = FallbackConfig(fallback_on=lambda _: False)
     model = LLMFallback(FakeLLM(llm.ContextWindowExceededError("9000 tokens")), "small", config)
@@ -741,5 +741,5 @@ def test_every_method_is_described(protocol: type[object], name: str) -> None:
     ids=["LLM", "STT", "TTS"],
 )
 def test_an_adapter_shows_its_breakers(adapter: object, text: str) -> None:
-    """Its `repr` says in which state each provider is."""
+    """Its `repr` has the state of each provider."""
     assert repr(adapter) == text

@@ -1,4 +1,4 @@
-"""Every Python block in the README and the docs runs, and prints what stands below it."""
+"""Every Python block in the README and the docs runs, and prints the text below it."""
 
 import ast
 import contextlib

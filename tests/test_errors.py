@@ -61,7 +61,7 @@ all_errors = pytest.mark.parametrize(
 
 @all_errors
 def test_errors_survive_pickle_and_copy(error: ResilienceError) -> None:
-    """Every error of the library comes back with its type, text and data."""
+    """A copy of an error has its type, text and data."""
     error.add_note("a note")
 
     for again in (

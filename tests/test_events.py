@@ -1,4 +1,4 @@
-"""Delivery of events: in order, one at a time, outside the lock, whoever causes them.
+"""Delivery of events: in order, one at a time, outside the lock, whichever thread causes them.
 
 The last tests add events at places where only a garbage collection or a signal can add them.
 """
@@ -254,7 +254,7 @@ def test_added_while_the_delivery_starts(place: str) -> None:
 
 
 def test_watchers() -> None:
-    """They are called for each change, before the listener, outside the lock, whoever raises."""
+    """Watchers are called before the listener and outside the lock, even if it raises."""
     disturbed = Disturbed()
 
     def listen(event: StateChange) -> None:
@@ -275,7 +275,7 @@ def test_watchers() -> None:
 
 
 def test_watchers_before_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are called whatever a log handler does."""
+    """Watchers are called even if a log handler raises."""
     disturbed = Disturbed()
     disturbed.queue.watchers = (partial(disturbed.listen, change("watcher")),)
 

@@ -1,4 +1,4 @@
-"""The fakes follow their scripts, and the manual clock stands still."""
+"""The fakes follow their scripts, and a manual clock advances only by `advance`."""
 
 import copy
 import json
@@ -239,7 +239,7 @@ class TestFakeLLM:
         )
 
     def test_late_response(self) -> None:
-        """A response may stand in a sequence, for instance after a delay."""
+        """A sequence may contain a response, for instance after a delay."""
         clock = ManualClock()
         response = llm.CompletionResponse(content="late", reasoning="Hm.", finish_reason="stop")
         provider = FakeLLM([Delay(2.5), response], clock=clock)
@@ -251,7 +251,7 @@ class TestFakeLLM:
         assert clock() == 5.0
 
     def test_unsupported(self) -> None:
-        """A model can be scripted that works, but not for this request."""
+        """A model can be scripted that does not support a request."""
         blind, seeing = FakeLLM(UnsupportedRequestError("no pictures")), FakeLLM("A cat.")
         model = LLMFallback(blind, "blind")
         model.add_fallback("seeing", seeing)
@@ -374,7 +374,7 @@ class TestFakeTTS:
                 provider.synthesize_stream(["Hi"], VOICE)
 
     def test_voices(self) -> None:
-        """Listing and cloning take steps too, of which an exception is raised."""
+        """Listing and cloning take steps, too; an exception is raised."""
         provider = FakeTTS(ConnectionError(), ConnectionError(), None, voices=[VOICE])
 
         with pytest.raises(ConnectionError):
@@ -386,7 +386,7 @@ class TestFakeTTS:
         assert provider.clone_voice([b"a", b"b"]) == tts.VoiceProfile(id="clone-of-2")
 
     def test_voices_in_time(self) -> None:
-        """In a sequence, delays and exceptions are for them too; items of speech are not."""
+        """In a sequence, delays and exceptions apply to them; items of speech do not."""
         clock = ManualClock()
         step: list[TTSItem] = [b"audio", ReadText(1), Delay(2.5), ConnectionError()]
         provider = FakeTTS(step, b"audio", clock=clock, voices=[VOICE])
@@ -420,7 +420,7 @@ class TestFakeSTT:
         assert list(session.partials()) == [stt.Transcript(text="fi"), stt.Transcript(text="fina")]
 
     def test_reading_raises(self) -> None:
-        """An exception among the transcripts is raised in its turn."""
+        """An exception among the transcripts is raised after those before it."""
         finals = FakeSession("one", ConnectionError("reset")).finals()
 
         assert next(finals).text == "one"
@@ -453,7 +453,7 @@ class TestFakeSTT:
         assert session.closed == 2
 
     def test_finish(self) -> None:
-        """The end of the audio can be scripted, and the transcripts go on as they would."""
+        """The end of the audio can be scripted; the transcripts follow their script as before."""
         session = FakeSession("last words", finishing=ConnectionError("reset"))
 
         for _ in range(2):
@@ -501,7 +501,7 @@ class TestFakeSTT:
 
 
 class TestStatusError:
-    """What an HTTP client raises."""
+    """`StatusError` has the attributes of exceptions of HTTP clients."""
 
     @pytest.mark.parametrize(
         ("status", "counts", "moves_on"),

@@ -107,7 +107,7 @@ def test_a_text_that_another_thread_reads(hang: Hang) -> None:
 
 
 def test_a_text_that_this_thread_reads() -> None:
-    """A text whose source forks goes on in the child."""
+    """A text whose source forks can be read to its end in the child."""
 
     def fragments() -> Iterator[str]:
         yield "One "

@@ -279,7 +279,7 @@ class TestGroup:
         assert look.calls == 1
 
     def test_healthy_calls(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Healthy calls and streams go on while another thread holds the breaker's lock."""
+        """Healthy calls and streams work while another thread holds the breaker's lock."""
         lock = threading.RLock()
         monkeypatch.setattr("resilience._breaker.events.RLock", lambda: lock)
         groups = [

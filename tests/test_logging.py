@@ -56,12 +56,6 @@ def _all_levels(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, "resilience")
 
 
-@pytest.fixture
-def clock() -> ManualClock:
-    """Return a clock that stands still."""
-    return ManualClock()
-
-
 def breaker_with(clock: ManualClock, **settings: Any) -> CircuitBreaker:  # noqa: ANN401
     """Return a breaker that opens at the first failure and closes after the first probe."""
     return CircuitBreaker(

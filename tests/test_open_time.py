@@ -84,7 +84,7 @@ class TestGrowth:
         assert outage.fail() == 10
 
     def test_does_not_double_a_requested_delay(self) -> None:
-        """A delay that the provider asks for is kept as it is, and growth goes on without it."""
+        """A delay that the provider asks for is not doubled, and is not part of the growth."""
         outage = Outage(max_reset_timeout=60)
 
         assert outage.fail(OSError(50)) == 50

@@ -121,7 +121,7 @@ def test_the_answer_may_be_a_stand_in() -> None:
 
 
 def test_a_group_shows_its_breakers() -> None:
-    """Its `repr` says in which state each provider is, a stream's who serves it."""
+    """Its `repr` has the state of each provider, that of a stream its provider and state."""
     group = FallbackGroup("a", "a")
     group.add_fallback("b", "b")
     group.breakers["a"].isolate()
@@ -208,7 +208,7 @@ def test_outcomes_and_durations() -> None:
 
 
 def test_a_listener_that_raises(caplog: pytest.LogCaptureFixture) -> None:
-    """It is logged, and the call goes on."""
+    """An error of the listener is logged, and the call is not affected."""
 
     def listener(_attempt: Attempt) -> None:
         raise ZeroDivisionError

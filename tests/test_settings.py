@@ -61,7 +61,7 @@ def test_seconds(value: float | timedelta, seconds: float) -> None:
     assert CircuitBreakerConfig(reset_timeout=value).reset_timeout == seconds
 
 
-def refuse(kind: type[Exception], make: Callable[..., object], field: str, value: object) -> str:
+def refusal(kind: type[Exception], make: Callable[..., object], field: str, value: object) -> str:
     """Expect that a setting is refused, and return the message."""
     with pytest.raises(kind) as raised:
         make(**{field: value})
@@ -72,7 +72,7 @@ def refuse(kind: type[Exception], make: Callable[..., object], field: str, value
 @pytest.mark.parametrize("value", [-1, -(10**30)])
 def test_negative_numbers(field: str, value: int) -> None:
     """A negative number raises `ValueError` naming field and value."""
-    message = refuse(ValueError, CircuitBreakerConfig, field, value)
+    message = refusal(ValueError, CircuitBreakerConfig, field, value)
 
     assert message == f"{field} must be 0 or more, got {value!r}"
 
@@ -81,7 +81,7 @@ def test_negative_numbers(field: str, value: int) -> None:
 @pytest.mark.parametrize("value", [2.0, math.nan, math.inf, "3", True, False, [], b""])
 def test_no_whole_numbers(field: str, value: object) -> None:
     """A value that is no whole number raises `TypeError` naming field and value."""
-    message = refuse(TypeError, CircuitBreakerConfig, field, value)
+    message = refusal(TypeError, CircuitBreakerConfig, field, value)
 
     assert message == f"{field} must be a whole number, got {value!r}"
 
@@ -98,7 +98,7 @@ class TestSeconds:
     )
     def test_wrong_number(self, make: Callable[..., object], field: str, value: float) -> None:
         """A negative or non-finite number raises `ValueError` naming field and value."""
-        message = refuse(ValueError, make, field, value)
+        message = refusal(ValueError, make, field, value)
 
         assert message.startswith(f"{field} must be ")
         assert message.endswith(f", got {value!r}")
@@ -108,7 +108,7 @@ class TestSeconds:
         self, make: Callable[..., object], field: str, value: timedelta
     ) -> None:
         """A negative timedelta raises `ValueError` naming field and value."""
-        message = refuse(ValueError, make, field, value)
+        message = refusal(ValueError, make, field, value)
 
         assert message.startswith(f"{field} must be ")
         assert message.endswith((f"got {value!r}", f"got {value.total_seconds()!r}"))
@@ -118,21 +118,21 @@ class TestSeconds:
         self, make: Callable[..., object], field: str, value: float | timedelta
     ) -> None:
         """More than 1e9 seconds raise `ValueError`, and the message has the bound."""
-        message = refuse(ValueError, make, field, value)
+        message = refusal(ValueError, make, field, value)
 
         assert getattr(make(**{field: 1e9}), field) == 1e9
         assert message.startswith(f"{field} must be at most 1e+09 seconds, got ")
 
     def test_infinity(self, make: Callable[..., object], field: str) -> None:
         """The message for infinity is that it is not finite."""
-        assert refuse(ValueError, make, field, math.inf) == (
+        assert refusal(ValueError, make, field, math.inf) == (
             f"{field} must be finite and 0 or more, got inf"
         )
 
     @pytest.mark.parametrize("value", ["30", True, False, [], 3j])
     def test_no_number(self, make: Callable[..., object], field: str, value: object) -> None:
         """Neither a number nor a timedelta: raises `TypeError` naming field and value."""
-        message = refuse(TypeError, make, field, value)
+        message = refusal(TypeError, make, field, value)
 
         assert message == f"{field} must be a number of seconds or a timedelta, got {value!r}"
 
@@ -140,7 +140,7 @@ class TestSeconds:
 @pytest.mark.parametrize("value", [3, b"model", ["model"], State.OPEN])
 def test_name(value: object) -> None:
     """A name that is no string raises `TypeError` naming field and value."""
-    message = refuse(TypeError, CircuitBreakerConfig, "name", value)
+    message = refusal(TypeError, CircuitBreakerConfig, "name", value)
 
     assert message == f"name must be a string, got {value!r}"
 
@@ -183,7 +183,7 @@ class TestExceptionFilter:
         self, make: Callable[..., object], field: str, value: object, refused: object
     ) -> None:
         """Types that are no exceptions raise `TypeError` naming field and value."""
-        message = refuse(TypeError, make, field, value)
+        message = refusal(TypeError, make, field, value)
 
         assert message == f"{field} must be {self.wanted}, got {refused!r}"
 
@@ -200,7 +200,7 @@ class TestExceptionFilter:
         is_in_tuple: bool,
     ) -> None:
         """A type that includes interruptions of the program raises `TypeError`."""
-        message = refuse(TypeError, make, field, (ValueError, kind) if is_in_tuple else kind)
+        message = refusal(TypeError, make, field, (ValueError, kind) if is_in_tuple else kind)
 
         assert message.startswith(f"{field} must not include interruptions")
         assert message.endswith(f", got {kind!r}")
@@ -208,13 +208,13 @@ class TestExceptionFilter:
     @pytest.mark.parametrize("value", [None, 3, "ValueError", [ValueError], ValueError()])
     def test_no_predicate(self, make: Callable[..., object], field: str, value: object) -> None:
         """A value in none of these forms raises `TypeError` naming field and value."""
-        message = refuse(TypeError, make, field, value)
+        message = refusal(TypeError, make, field, value)
 
         assert message == f"{field} must be {self.wanted}, got {value!r}"
 
     def test_coroutine_function(self, make: Callable[..., object], field: str) -> None:
         """A coroutine function raises `TypeError`, since a coroutine is always true."""
-        message = refuse(TypeError, make, field, coroutine_function)
+        message = refusal(TypeError, make, field, coroutine_function)
 
         assert message.startswith(f"{field} must be synchronous, got the coroutine function <")
 
@@ -230,10 +230,10 @@ class TestExceptionFilter:
 )
 def test_hooks(make: Callable[..., object], field: str, values: list[object]) -> None:
     """A hook that cannot be called, or is asynchronous, raises `TypeError`."""
-    messages = [refuse(TypeError, make, field, value) for value in values]
+    messages = [refusal(TypeError, make, field, value) for value in values]
 
     assert messages == [f"{field} must be callable, got {value!r}" for value in values]
-    assert "must be synchronous" in refuse(TypeError, make, field, coroutine_function)
+    assert "must be synchronous" in refusal(TypeError, make, field, coroutine_function)
 
 
 @pytest.mark.parametrize("value", [(), (TimeoutError,), (KeyboardInterrupt, OSError)])
@@ -253,13 +253,13 @@ def test_interrupt_on(value: tuple[type[BaseException], ...]) -> None:
 )
 def test_wrong_interrupt_on(value: object, message: str) -> None:
     """Any other value of `interrupt_on` raises `TypeError` naming field and value."""
-    assert refuse(TypeError, FallbackConfig, "interrupt_on", value) == message
+    assert refusal(TypeError, FallbackConfig, "interrupt_on", value) == message
 
 
 @pytest.mark.parametrize("value", [None, 5, FallbackConfig()])
 def test_breaker_settings_of_a_group(value: object) -> None:
     """Settings of breakers that have the wrong type raise `TypeError` naming field and value."""
-    message = refuse(TypeError, FallbackConfig, "circuit_breaker", value)
+    message = refusal(TypeError, FallbackConfig, "circuit_breaker", value)
 
     assert message == f"circuit_breaker must be a CircuitBreakerConfig, got {value!r}"
 

@@ -49,7 +49,7 @@ def public_names(module: str) -> list[str]:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_reference_is_complete(site: Path, module: str) -> None:
-    """Every public name stands in the reference."""
+    """Every public name is in the reference."""
     inventory = InventoryFile.loads((site / "objects.inv").read_bytes(), uri="")
     known = {name for kind in inventory.data.values() for name in kind}
 
@@ -61,7 +61,7 @@ def test_reference_is_complete(site: Path, module: str) -> None:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_reference_is_complete_unbuilt(module: str) -> None:
-    """Every public name stands in the table of its module, and every name of the table exists."""
+    """Every public name is in the table of its module, and every name of the table exists."""
     text = (DOCS / "reference.md").read_text(encoding="utf-8")
 
     section = text.partition(f"\n## {module}\n")[2].partition("\n## ")[0]

@@ -168,7 +168,7 @@ class TestVoice:
         assert repr(stream) == "<SpeechStream provider='1' closed>"
 
     def test_without_a_map(self) -> None:
-        """Without a voice in place of the one that was asked for, it is that one."""
+        """Without a mapping it is the requested voice."""
         stream = speakers(FakeTTS()).synthesize_stream(["Hello"], VOICE)
         next(stream)
 

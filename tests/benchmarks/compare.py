@@ -390,7 +390,7 @@ def run(rounds: int) -> dict[str, Table]:
 
 
 def check() -> bool:
-    """Print each ratio with its bound, and tell whether none is exceeded."""
+    """Print each ratio with its bound, and return whether none is exceeded."""
     cases = {**breaker_cases(peers=False), **group_cases(peers=False)}
     holds = True
     for title, (reference, bound) in BOUNDS.items():

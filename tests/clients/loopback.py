@@ -1,4 +1,4 @@
-"""A server on this machine that misbehaves as it is told."""
+"""A server on this machine that misbehaves according to a script."""
 
 import socket
 import struct
@@ -109,7 +109,7 @@ def serve(behaviour: Answer | Fault) -> Iterator[str]:
 
 @contextmanager
 def refuse() -> Iterator[str]:
-    """Yield the URL of a port at which nobody listens, and which nobody else can take."""
+    """Yield the URL of a port at which no server listens, and which no other one can take."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         yield f"http://127.0.0.1:{taken.getsockname()[1]}"

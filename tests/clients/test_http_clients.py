@@ -206,7 +206,7 @@ def answers(error: Exception) -> Answers:
 
 
 def error_of(ask: Ask, url: str, timeout: float = PATIENCE) -> Exception:
-    """Return what a client raises, and make sure that it is about HTTP and no mistake in here."""
+    """Return the exception of a client, which must be about HTTP and not a mistake of the test."""
     with pytest.raises(Exception) as caught:  # noqa: PT011
         ask(url, timeout)
     package = type(caught.value).__module__.partition(".")[0]
@@ -225,7 +225,7 @@ def error_of(ask: Ask, url: str, timeout: float = PATIENCE) -> Exception:
     ],
 )
 def test_the_status_of_a_response_decides(ask: Ask, status: int, expected: Answers) -> None:
-    """A response counts and moves on as its status says."""
+    """A response counts and fails over according to its status."""
     with serve(Answer(status=status)) as url:
         error = error_of(ask, url)
 
@@ -258,7 +258,7 @@ def test_the_provider_says_when_to_come_back(
 
 @with_every_client_that_has_headers
 def test_the_clock_of_this_machine_does_not_matter(ask: Ask) -> None:
-    """A date to come back at is measured from the date of the response."""
+    """A date in `Retry-After` is measured from the date of the response."""
     date, later = (format_datetime(NOW + timedelta(seconds=wait), usegmt=True) for wait in (0, 60))
     with serve(Answer(status=429, headers={"Date": date, "Retry-After": later})) as url:
         error = error_of(ask, url)
@@ -268,7 +268,7 @@ def test_the_clock_of_this_machine_does_not_matter(ask: Ask) -> None:
 
 @with_every_client
 def test_a_refused_connection_is_the_providers_fault(ask: Ask) -> None:
-    """A port at which nobody listens is the provider's fault, and says no wait."""
+    """A port at which no server listens is the provider's fault, and has no wait."""
     with refuse() as url:
         error = error_of(ask, url)
 
@@ -435,7 +435,7 @@ def fail_by_grpc(code: str, wait: float | None = None) -> tuple[Exception, Excep
     ],
 )
 def test_the_code_of_grpc_decides(code: str, expected: Answers) -> None:
-    """What grpc raises, and what google-api-core makes of it, counts and moves on as it says."""
+    """Exceptions of grpc and google-api-core count and fail over according to their codes."""
     for error in fail_by_grpc(code):
         assert answers(error) == expected
         assert http.retry_after(error) is None
@@ -535,7 +535,7 @@ def test_a_close_code_is_read(code: int, expected: Answers) -> None:
 
 
 def retry(ask: Ask, url: str) -> None:
-    """Ask once with tenacity, which raises an error of its own when it gives up."""
+    """Make one request with tenacity, which raises an error of its own after the last try."""
     tenacity = pytest.importorskip("tenacity")
     tenacity.Retrying(stop=tenacity.stop_after_attempt(1))(ask, url, PATIENCE)
 

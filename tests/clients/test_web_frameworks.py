@@ -132,10 +132,10 @@ on_asgi = pytest.mark.parametrize(("application", "serve", "package"), asgi)
 
 @final
 class Writer(llm.Provider):
-    """A model that writes one word, waits until it may go on, and then writes 128 MB."""
+    """A model that writes one word, waits for an event, and then writes 128 MB."""
 
     def __init__(self) -> None:
-        """Make a model that may not yet go on."""
+        """Make a model that waits."""
         self.is_waiting = threading.Event()
         self.may_go_on = threading.Event()
         self.is_closed = threading.Event()

@@ -24,7 +24,7 @@ if not MISSING:
 
 
 class _LeftOut(pytest.Item):
-    """Stands for a module that is not even imported."""
+    """Replaces a module that is not imported."""
 
     @override
     def runtest(self) -> None:

@@ -50,11 +50,11 @@ class Turn:
     """What a user has of a turn.
 
     Attributes:
-        heard: The words of the question as the application heard it.
+        heard: The words of the question as the application recognised it.
         text: The answer as the model wrote it.
-        understood: The words of the spoken answer as the user heard it.
+        understood: The words of the spoken answer as the user recognised it.
         audio: The spoken answer.
-        errors: What the application was told on the way, after which it tried once more.
+        errors: Errors that were raised to the application, after which it tried once more.
     """
 
     heard: str
@@ -116,7 +116,7 @@ class Assistant:
         return adapters[kind]
 
     def take_turn(self, *, streaming: bool = True) -> Turn:
-        """Hear a question, answer it, and listen to the answer."""
+        """Recognise a question, answer it, and recognise the spoken answer."""
         errors: list[Exception] = []
         question = speak(QUESTION)
         heard = _once_more(lambda: self._hear(question), errors)
@@ -161,7 +161,7 @@ class Assistant:
 
 
 def _once_more(work: Callable[[], T], errors: list[Exception]) -> T:
-    """Work, and if the application is told of an error, keep it and try a second time."""
+    """Call a function; if it raises, keep the error and call it a second time."""
     try:
         return work()
     except Exception as error:  # noqa: BLE001 - the tests look at it
@@ -184,6 +184,6 @@ def check_second_try(assistant: Assistant, kind: str, turn: Turn) -> None:
 
 
 def check_words(turn: Turn, model: str) -> None:
-    """Every word was heard, on both sides, and the answer is that of one model."""
+    """Every word was recognised, on both sides, and the answer is that of one model."""
     assert turn.heard == QUESTION
     assert words_of(turn.text) == turn.understood == f"this is {model} rain is water from clouds"

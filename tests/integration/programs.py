@@ -21,7 +21,7 @@ LLM_SERVER = Path(__file__).parents[2] / "docs" / "examples" / "llm_server.py"
 PIECE = 4_000  # bytes of audio
 
 
-class Harm(Enum):
+class Fault(Enum):
     """What happens to a program."""
 
     NONE = auto()
@@ -32,16 +32,16 @@ class Harm(Enum):
 
 
 class Children:
-    """Starts a program as often as it is told, and does the same harm to each child."""
+    """Starts children that run a program, each with the same fault."""
 
-    def __init__(self, program: str, harm: Harm) -> None:
+    def __init__(self, program: str, fault: Fault) -> None:
         """Start nothing yet."""
-        self._program = f"{program}-is-missing" if harm is Harm.MISSING else program
-        self.harm = harm
+        self._program = f"{program}-is-missing" if fault is Fault.MISSING else program
+        self.fault = fault
         self._children: list[subprocess.Popen[bytes]] = []
 
     def start(self, arguments: Sequence[str]) -> subprocess.Popen[bytes]:
-        """Start a child, and harm it if this is the time."""
+        """Start a child, with its fault if that is one of the start."""
         child = subprocess.Popen(  # noqa: S603
             [self._program, *arguments],
             bufsize=0,
@@ -50,10 +50,10 @@ class Children:
             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},  # what this process finds
         )
         self._children.append(child)
-        if self.harm is Harm.KILLED_AT_START:
+        if self.fault is Fault.KILLED_AT_START:
             child.kill()
             _output(child).read()  # what it may have said before that
-        elif self.harm is Harm.STOPPED:
+        elif self.fault is Fault.STOPPED:
             child.send_signal(signal.SIGSTOP)
         return child
 
@@ -68,9 +68,9 @@ class Children:
 class Flite(tts.Provider):
     """Speech with `flite`, one child for each text."""
 
-    def __init__(self, harm: Harm = Harm.NONE, *, lazy: bool = True) -> None:
-        """Harm each child in one way; lazily, it starts at the first `next()`."""
-        self._children = Children("flite", harm)
+    def __init__(self, fault: Fault = Fault.NONE, *, lazy: bool = True) -> None:
+        """Give each child the same fault; if lazy, it starts at the first `next()`."""
+        self._children = Children("flite", fault)
         self._lazy = lazy
 
     @override
@@ -85,7 +85,7 @@ class Flite(tts.Provider):
         output.read(44)  # the header of the WAV file
         while audio := output.read(PIECE):
             yield audio
-            if self._children.harm is Harm.KILLED_IN_THE_MIDDLE:
+            if self._children.fault is Fault.KILLED_IN_THE_MIDDLE:
                 child.kill()
         _check(child)
 
@@ -165,9 +165,9 @@ class Session(stt.SessionHandle):
 class PocketsphinxProcess(stt.Provider):
     """Recognition with `recogniser.py`, one child for each session."""
 
-    def __init__(self, harm: Harm = Harm.NONE) -> None:
-        """Harm each child in one way."""
-        self._children = Children(sys.executable, harm)
+    def __init__(self, fault: Fault = Fault.NONE) -> None:
+        """Give each child the same fault."""
+        self._children = Children(sys.executable, fault)
 
     @override
     def start_stream(self, config: stt.StreamConfig) -> "ProcessSession":
@@ -175,7 +175,7 @@ class PocketsphinxProcess(stt.Provider):
         if _output(child).readline() != b"ready\n":
             with child:
                 _check(child)
-        return ProcessSession(child, self._children.harm)
+        return ProcessSession(child, self._children.fault)
 
     def close(self) -> None:
         """Kill all children that are left."""
@@ -186,14 +186,14 @@ class PocketsphinxProcess(stt.Provider):
 class ProcessSession(stt.SessionHandle):
     """A session with a child that has loaded its model."""
 
-    def __init__(self, child: subprocess.Popen[bytes], harm: Harm) -> None:
-        """Talk to a child, and do it harm."""
+    def __init__(self, child: subprocess.Popen[bytes], fault: Fault) -> None:
+        """Talk to a child that has a fault."""
         self._child = child
-        self._harm = harm
+        self._fault = fault
 
     @override
     def send_audio(self, audio: bytes) -> None:
-        if self._harm is Harm.KILLED_IN_THE_MIDDLE:
+        if self._fault is Fault.KILLED_IN_THE_MIDDLE:
             self._child.kill()
             self._child.wait()
         assert self._child.stdin is not None

@@ -1,4 +1,4 @@
-"""Servers on this machine that speak the wire formats of four vendors, or misbehave as told."""
+"""Servers on this machine that speak the wire formats of four vendors, and can misbehave."""
 
 import base64
 import hashlib
@@ -66,7 +66,7 @@ class Server(ThreadingHTTPServer):
     daemon_threads = False  # so that closing the server waits for them
 
     def __init__(self, fault: Fault) -> None:
-        """Listen at a free port, or hold one at which nobody listens."""
+        """Listen at a free port, or reserve one at which no server listens."""
         super().__init__(("127.0.0.1", 0), _Handler, bind_and_activate=False)
         self.fault = fault
         self.released = threading.Event()

@@ -17,7 +17,7 @@ from integration.conversation import (
     check_second_try,
     check_words,
 )
-from integration.programs import Flite, Harm, ModelServer, Pocketsphinx, PocketsphinxProcess
+from integration.programs import Fault, Flite, ModelServer, Pocketsphinx, PocketsphinxProcess
 from integration.servers import serve
 from integration.speech import answer_of, speak
 from integration.vendors import OpenAIModel
@@ -39,13 +39,13 @@ def backup_model() -> Iterator[OpenAIModel]:
         yield model
 
 
-@pytest.mark.parametrize("harm", [Harm.MISSING, Harm.KILLED_AT_START])
+@pytest.mark.parametrize("fault", [Fault.MISSING, Fault.KILLED_AT_START])
 @lazy_or_eager
 def test_a_synthesiser_that_is_gone_loses_no_turn(
-    parts: ExitStack, backup_model: OpenAIModel, harm: Harm, *, lazy: bool
+    parts: ExitStack, backup_model: OpenAIModel, fault: Fault, *, lazy: bool
 ) -> None:
     """A program that is missing or killed before its first audio is the backup's affair."""
-    voice = parts.enter_context(closing(Flite(harm, lazy=lazy)))
+    voice = parts.enter_context(closing(Flite(fault, lazy=lazy)))
     assistant = Assistant(
         model=(backup_model, backup_model),
         voice=(voice, Flite()),
@@ -64,7 +64,7 @@ def test_a_synthesiser_killed_in_mid_sentence_is_told_once(
     parts: ExitStack, backup_model: OpenAIModel, *, lazy: bool
 ) -> None:
     """Speech that is cut is not spliced; spoken anew, it is the backup's."""
-    voice = parts.enter_context(closing(Flite(Harm.KILLED_IN_THE_MIDDLE, lazy=lazy)))
+    voice = parts.enter_context(closing(Flite(Fault.KILLED_IN_THE_MIDDLE, lazy=lazy)))
     assistant = Assistant(
         model=(backup_model, backup_model),
         voice=(voice, Flite()),
@@ -78,12 +78,12 @@ def test_a_synthesiser_killed_in_mid_sentence_is_told_once(
     assert isinstance(turn.errors[0], ChildProcessError)
 
 
-@pytest.mark.parametrize("harm", [Harm.MISSING, Harm.KILLED_AT_START])
+@pytest.mark.parametrize("fault", [Fault.MISSING, Fault.KILLED_AT_START])
 def test_a_recogniser_that_is_gone_loses_no_turn(
-    parts: ExitStack, backup_model: OpenAIModel, harm: Harm
+    parts: ExitStack, backup_model: OpenAIModel, fault: Fault
 ) -> None:
     """A program that is missing or killed before its session has started is not missed."""
-    ears = parts.enter_context(closing(PocketsphinxProcess(harm)))
+    ears = parts.enter_context(closing(PocketsphinxProcess(fault)))
     assistant = Assistant(
         ears=(ears, Pocketsphinx()),
         model=(backup_model, backup_model),
@@ -100,7 +100,7 @@ def test_a_recogniser_killed_in_its_session_is_told_once(
     parts: ExitStack, backup_model: OpenAIModel
 ) -> None:
     """A session whose program is killed has failed, and the next one is the backup's."""
-    ears = parts.enter_context(closing(PocketsphinxProcess(Harm.KILLED_IN_THE_MIDDLE)))
+    ears = parts.enter_context(closing(PocketsphinxProcess(Fault.KILLED_IN_THE_MIDDLE)))
     assistant = Assistant(
         ears=(ears, Pocketsphinx()),
         model=(backup_model, backup_model),
@@ -118,7 +118,7 @@ def test_a_recogniser_killed_in_its_session_is_told_once(
 def test_a_model_whose_server_is_killed_loses_no_turn(
     parts: ExitStack, backup_model: OpenAIModel, *, lazy: bool, streaming: bool
 ) -> None:
-    """A server that has been killed is replaced by the backup, and nobody is told."""
+    """A server that was killed is replaced by the backup, without an error for the caller."""
     server = parts.enter_context(closing(ModelServer("primary")))
     model = parts.enter_context(
         closing(OpenAIModel(server.address, "primary", timeout=PATIENCE, lazy=lazy))
@@ -186,8 +186,8 @@ def test_a_model_whose_server_is_killed_in_mid_sentence_is_told_once(
 def test_a_stopped_synthesiser_costs_one_timeout(
     parts: ExitStack, backup_model: OpenAIModel, *, lazy: bool
 ) -> None:
-    """A child that is stopped is left behind after its time, and the backup says every word."""
-    voice = parts.enter_context(closing(Flite(Harm.STOPPED, lazy=lazy)))
+    """A child that is stopped is abandoned after its time, and the backup says every word."""
+    voice = parts.enter_context(closing(Flite(Fault.STOPPED, lazy=lazy)))
     assistant = Assistant(
         model=(backup_model, backup_model),
         voice=(voice, Flite()),
@@ -208,8 +208,8 @@ def test_a_stopped_synthesiser_costs_one_timeout(
 def test_a_stopped_recogniser_costs_one_timeout(
     parts: ExitStack, backup_model: OpenAIModel
 ) -> None:
-    """A child that is stopped before its session has started is left behind after its time."""
-    ears = parts.enter_context(closing(PocketsphinxProcess(Harm.STOPPED)))
+    """A child that is stopped before its session has started is abandoned after its time."""
+    ears = parts.enter_context(closing(PocketsphinxProcess(Fault.STOPPED)))
     assistant = Assistant(
         ears=(ears, Pocketsphinx()),
         model=(backup_model, backup_model),

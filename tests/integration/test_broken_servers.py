@@ -48,7 +48,7 @@ def patience(fault: Fault) -> float:
 
 
 def check_requests(server: Server) -> None:
-    """The client asked once, and nothing retried; where it lost patience, it may never have."""
+    """The client has sent one request at most, since nothing retries."""
     if server.fault in {Fault.REFUSED, *SILENCES}:
         assert server.requests <= (server.fault is not Fault.REFUSED)
     else:
@@ -86,7 +86,7 @@ def test_a_model_that_says_nothing_loses_no_turn(
     *,
     lazy: bool,
 ) -> None:
-    """A stream that breaks before its first chunk is served by the backup, and nobody is told."""
+    """A stream that breaks before its first chunk is served by the backup, without an error."""
     server = parts.enter_context(serve(fault))
     model = parts.enter_context(
         closing(models(server.address, "primary", timeout=patience(fault), lazy=lazy))
@@ -109,7 +109,7 @@ def test_a_model_without_a_whole_answer_loses_no_turn(
     models: type[OpenAIModel | AnthropicModel],
     fault: Fault,
 ) -> None:
-    """An answer in one piece that breaks anywhere is the backup's, and nobody is told."""
+    """An answer in one piece that breaks anywhere is served by the backup, without an error."""
     server = parts.enter_context(serve(fault))
     model = parts.enter_context(closing(models(server.address, "primary", timeout=patience(fault))))
     assistant = Assistant(model=(model, backup_model))
@@ -202,7 +202,7 @@ def test_a_synthesiser_that_breaks_off_is_told_once(
 def test_a_recogniser_that_starts_no_session_loses_no_turn(
     parts: ExitStack, primary_model: OpenAIModel, fault: Fault
 ) -> None:
-    """A session that cannot be started is started by the backup, and nobody is told."""
+    """A session that cannot be started is started by the backup, without an error."""
     server = parts.enter_context(serve(fault))
     ears = parts.enter_context(deepgram_recogniser(server.address, PATIENCE))
     assistant = Assistant(

@@ -68,7 +68,7 @@ class Server:
 
 
 def answers(client: Any) -> bool:  # noqa: ANN401
-    """Tell whether a server answers."""
+    """Return whether a server answers."""
     try:
         return bool(client.ping())
     except redis.ConnectionError:
@@ -142,7 +142,7 @@ class Member:
             raise ConnectionError
 
     def is_open(self) -> bool:
-        """Tell whether the breaker is open."""
+        """Return whether the breaker is open."""
         return self.breaker.state is State.OPEN
 
 

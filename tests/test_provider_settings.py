@@ -1,12 +1,12 @@
 """Settings that one provider of a group has for itself."""
 
-from typing import Any, NoReturn
+from typing import Any
 
 import pytest
 
+from helpers import REQUEST, VOICE, Recorder, raising, refuse
 from resilience import (
     AllFailedError,
-    Attempt,
     CircuitBreakerConfig,
     FallbackConfig,
     FallbackGroup,
@@ -14,23 +14,16 @@ from resilience import (
     State,
     STTFallback,
     TTSFallback,
-    llm,
     stt,
-    tts,
 )
 from resilience.testing import FakeLLM, FakeSTT, FakeTTS, ManualClock
-
-
-def refuse(_provider: str) -> NoReturn:
-    """Fail."""
-    raise ConnectionError
 
 
 class TestSettingsOfOneProvider:
     """`circuit_breaker` sets the breaker of one provider."""
 
     def test_replaces_those_of_the_group(self) -> None:
-        """The primary and each fallback may have settings of their own; names stay theirs."""
+        """The primary and each fallback may have settings of their own; each keeps its name."""
         clock = ManualClock()
         own = CircuitBreakerConfig(name="ignored", max_failures=1, reset_timeout=5, clock=clock)
         group = FallbackGroup(
@@ -54,17 +47,13 @@ class TestSettingsOfOneProvider:
     def test_its_clock_measures_its_attempts(self) -> None:
         """The duration of an attempt is measured by the clock of the provider's own breaker."""
         clock = ManualClock()
-        attempts: list[Attempt] = []
-        group = FallbackGroup(
-            "a",
-            "a",
-            FallbackConfig(on_attempt=attempts.append),
-            circuit_breaker=CircuitBreakerConfig(clock=clock),
-        )
+        recorder = Recorder()
+        own = CircuitBreakerConfig(clock=clock)
+        group = FallbackGroup("a", "a", recorder.config, circuit_breaker=own)
 
         group.execute(lambda _: clock.advance(3))
 
-        assert attempts[0].duration == 3
+        assert recorder.attempts[0].duration == 3
 
     def test_its_filter_applies(self) -> None:
         """`failure_on` of the provider's own settings decides what counts, also in a session."""
@@ -82,11 +71,8 @@ class TestSettingsOfOneProvider:
         group.add_fallback("b", "b", circuit_breaker=own)
         group.breakers["a"].isolate()
 
-        def crash(_name: str) -> NoReturn:
-            raise Crash
-
         with group.session(lambda name: name) as session, pytest.raises(Crash):
-            session.execute(crash)
+            session.execute(raising(Crash()))
         assert group.breakers["b"].state is State.OPEN
 
     @pytest.mark.parametrize("wrong", [3, FallbackConfig()])
@@ -105,11 +91,11 @@ class TestSettingsOfOneProvider:
         model = LLMFallback(FakeLLM(ConnectionError()), "a", circuit_breaker=own)
         model.add_fallback("b", FakeLLM(ConnectionError()), circuit_breaker=own)
         with pytest.raises(AllFailedError):
-            model.complete(llm.CompletionRequest(messages=()))
+            model.complete(REQUEST)
         speech = TTSFallback(FakeTTS(ConnectionError()), "a", circuit_breaker=own)
         speech.add_fallback("b", FakeTTS(ConnectionError()), circuit_breaker=own)
         with pytest.raises(AllFailedError):
-            list(speech.synthesize_stream(["a"], tts.VoiceProfile(id="any")))
+            list(speech.synthesize_stream(["a"], VOICE))
         recogniser = STTFallback(FakeSTT(ConnectionError()), "a", circuit_breaker=own)
         recogniser.add_fallback("b", FakeSTT(ConnectionError()), circuit_breaker=own)
         with pytest.raises(AllFailedError):

@@ -7,11 +7,10 @@ from unittest.mock import Mock
 
 import pytest
 
-from helpers import REQUEST, Recorder, call, grouped, refuse
+from helpers import REQUEST, VOICE, Recorder, call, grouped, refuse
 from resilience import (
     AllFailedError,
     Attempt,
-    CircuitBreakerConfig,
     CircuitOpenError,
     FallbackConfig,
     FallbackGroup,
@@ -21,24 +20,22 @@ from resilience import (
     TTSFallback,
     llm,
     stt,
-    tts,
 )
-from resilience.testing import Delay, FakeLLM, FakeSession, FakeSTT, FakeTTS, ManualClock
+from resilience.testing import Delay, FakeLLM, FakeSession, FakeSTT, FakeTTS
 
 
 def test_reports_name_the_operation() -> None:
     """`operation` is the method of the contract, or the verb of the group."""
-    attempts: list[Attempt] = []
-    config = FallbackConfig(on_attempt=attempts.append)
+    recorder = Recorder()
+    config = recorder.config
     model = LLMFallback(FakeLLM("answer"), "a", config)
-    request = llm.CompletionRequest(messages=())
-    model.complete(request)
-    list(model.stream_completion(request))
+    model.complete(REQUEST)
+    list(model.stream_completion(REQUEST))
     model.count_tokens(())
     recogniser = STTFallback(FakeSTT(FakeSession()), "a", config)
     recogniser.start_stream(stt.StreamConfig()).close()
     speech = TTSFallback(FakeTTS(), "a", config)
-    list(speech.synthesize_stream(["a"], tts.VoiceProfile(id="any")))
+    list(speech.synthesize_stream(["a"], VOICE))
     speech.list_voices()
     speech.clone_voice(())
     group = FallbackGroup("a", "a", config)
@@ -49,7 +46,7 @@ def test_reports_name_the_operation() -> None:
     with pytest.raises(AllFailedError):
         group.execute(str.upper)
 
-    assert [attempt.operation for attempt in attempts] == [
+    assert [attempt.operation for attempt in recorder.attempts] == [
         "complete",
         "stream_completion",
         "count_tokens",
@@ -67,12 +64,9 @@ def test_reports_name_the_operation() -> None:
 @pytest.mark.parametrize("lazy", [False, True])
 def test_reports_have_the_time_to_the_first_item(*, lazy: bool) -> None:
     """`first_item` is measured from the admission; without an item, and for calls, it is None."""
-    clock = ManualClock()
-    attempts: list[Attempt] = []
-    config = FallbackConfig(
-        circuit_breaker=CircuitBreakerConfig(clock=clock), on_attempt=attempts.append
-    )
-    group = FallbackGroup("a", "a", config)
+    recorder = Recorder()
+    clock = recorder.clock
+    group = FallbackGroup("a", "a", recorder.config)
 
     def items(_name: str) -> Iterator[int]:
         clock.advance(2)
@@ -84,7 +78,11 @@ def test_reports_have_the_time_to_the_first_item(*, lazy: bool) -> None:
     list(group.stream(lambda _: [], lazy=lazy))
     group.execute(lambda _: clock.advance(1))
 
-    assert [(each.first_item, each.duration) for each in attempts] == [(2, 7), (None, 0), (None, 1)]
+    assert [(each.first_item, each.duration) for each in recorder.attempts] == [
+        (2, 7),
+        (None, 0),
+        (None, 1),
+    ]
 
 
 def test_the_answer_names_its_provider() -> None:

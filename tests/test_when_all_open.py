@@ -5,6 +5,7 @@ from typing import Literal
 
 import pytest
 
+from helpers import REQUEST, fail
 from resilience import (
     AllFailedError,
     Attempt,
@@ -14,11 +15,9 @@ from resilience import (
     FallbackGroup,
     LLMFallback,
     State,
-    llm,
 )
 from resilience.testing import FakeLLM, ManualClock
 
-REQUEST = llm.CompletionRequest(messages=())
 Way = Callable[["Blip", str], str]
 
 
@@ -56,8 +55,7 @@ class Blip:
         )
         self.group.add_fallback("b", "b")
         for each in self.group.breakers.values():
-            with pytest.raises(ConnectionError), each.guard():
-                raise ConnectionError
+            fail(each)
 
     def call(self, provider: str) -> str:
         """Answer, or raise what the provider is down with."""

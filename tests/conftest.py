@@ -16,6 +16,14 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _freeze() -> Iterator[None]:
+    """Do the same with what the tests of a module have imported."""
+    yield
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture
 def clock() -> ManualClock:
     """Return a clock that only the test advances."""

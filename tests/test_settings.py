@@ -137,6 +137,28 @@ class TestSeconds:
         assert message == f"{field} must be a number of seconds or a timedelta, got {value!r}"
 
 
+@pytest.mark.parametrize("value", [0, 0.25, 1, 1.0])
+def test_fraction(value: float) -> None:
+    """`reset_jitter` is a number from 0 to 1."""
+    assert CircuitBreakerConfig(reset_jitter=value).reset_jitter == value
+
+
+@pytest.mark.parametrize("value", [-0.01, 1.01, math.nan, math.inf])
+def test_wrong_fraction(value: float) -> None:
+    """Any other number raises `ValueError` naming field and value."""
+    message = refusal(ValueError, CircuitBreakerConfig, "reset_jitter", value)
+
+    assert message == f"reset_jitter must be from 0 to 1, got {value!r}"
+
+
+@pytest.mark.parametrize("value", ["0.5", True, None, timedelta(seconds=1)])
+def test_no_fraction(value: object) -> None:
+    """A value that is no number raises `TypeError` naming field and value."""
+    message = refusal(TypeError, CircuitBreakerConfig, "reset_jitter", value)
+
+    assert message == f"reset_jitter must be a number from 0 to 1, got {value!r}"
+
+
 @pytest.mark.parametrize("value", [3, b"model", ["model"], State.OPEN])
 def test_name(value: object) -> None:
     """A name that is no string raises `TypeError` naming field and value."""

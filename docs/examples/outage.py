@@ -9,15 +9,17 @@ It starts two small LLM servers on this machine, `primary` and `backup`, adds bo
 streamed answer it kills the primary, and some calls later it starts the primary again on the same
 port.
 
-The timeline shows every call when it ends, every failed attempt and every change of state. No
-call may be lost. Only the stream that is being read at that moment is cut off: its caller gets
-the error, since no other model can continue the same sentence. The exit status is 0 if this is
-what happened, and the primary answers the last call.
+The timeline shows every call when it ends, every failed attempt and every change of state, each
+below what has caused it. No call may be lost. Only the stream that is being read at that moment is
+cut off: its caller gets the error, since no other model can continue the same sentence. The exit
+status is 0 if this is what happened, and the primary answers the last call.
 """
 
+import argparse
 import contextlib
 import json
 import logging
+import os
 import re
 import subprocess
 import sys
@@ -36,6 +38,7 @@ from resilience import (
     FallbackConfig,
     LLMFallback,
     Outcome,
+    State,
     StateChange,
     UnsupportedRequestError,
     llm,
@@ -46,6 +49,11 @@ SECONDS_BETWEEN_CALLS = 0.25
 KILLED_IN_CALL = 12
 KILLED_AT_CHUNK = 3
 STARTED_BEFORE_CALL = 20
+WHAT_WILL_BE_SEEN = f"""\
+For ten seconds an application calls a model four times a second. The primary's server is killed
+during call {KILLED_IN_CALL}, and started again before call {STARTED_BEFORE_CALL}; in between the
+backup answers. No call is lost, and only the stream that the kill interrupts is cut.
+"""
 
 
 class HTTPStatusError(Exception):
@@ -137,6 +145,11 @@ class ServerProcess:
         assert self._process.stdout
         self.port = int(self._process.stdout.readline())
 
+    def restart(self) -> None:
+        """Start it again, also if it still runs."""
+        self.close()
+        self.start()
+
     def close(self) -> None:
         """Kill it with SIGKILL, and wait for its end."""
         self._process.kill()
@@ -150,8 +163,14 @@ class Timeline:
         """Start the clock."""
         self._start = time.monotonic()
         self._answered_by = ""
+        self._changes: list[str] = []  # that are shown below their causes
         self.results: list[str] = []
         self.primary_states = ["closed"]
+
+    def head(self) -> None:
+        """Print the heads of the columns."""
+        titles = f"{'time':>7}  {'no':>2}  {'kind':<6}  {'answer':<34}  {'from':<7} {'took':>7}"
+        print(titles, flush=True)
 
     def now(self) -> float:
         """Return the seconds since the start."""
@@ -170,12 +189,19 @@ class Timeline:
             self._answered_by = attempt.provider
         elif attempt.outcome is Outcome.FAILED:
             self.event(f"{attempt.provider} failed: {attempt.error}")
+            self._show_changes()
 
     def on_state_change(self, change: StateChange) -> None:
-        """Print a change of state."""
-        self.event(f"{change.name}: {change.old} -> {change.new}")
+        """Print that a probe is made; the outcome of a call, the other cause, is printed first."""
+        self._changes.append(f"breaker of {change.name}: {change.old} -> {change.new}")
+        if change.new is State.HALF_OPEN:
+            self._show_changes()
         if change.name == "primary":
             self.primary_states.append(str(change.new))
+
+    def _show_changes(self) -> None:
+        while self._changes:
+            self.event(self._changes.pop(0))
 
     def call(self, started: float, kind: str, text: str, ending: str) -> None:
         """Print a call that has ended, with the provider that answered, or how else it ended."""
@@ -185,6 +211,7 @@ class Timeline:
         self._show(
             f"{len(self.results):2}  {kind:<6}  {words:<34}  {self.results[-1]:<7} {took:4.0f} ms"
         )
+        self._show_changes()
 
 
 def ask(
@@ -238,6 +265,7 @@ def summarise(timeline: Timeline) -> bool:
 
 def main() -> bool:
     """Run the servers, the calls and the outage; return whether the results are as expected."""
+    print(WHAT_WILL_BE_SEEN, flush=True)
     # The timeline shows the same events.
     logging.getLogger("resilience").addHandler(logging.NullHandler())
     with (
@@ -245,6 +273,7 @@ def main() -> bool:
         contextlib.closing(ServerProcess("backup")) as backup,
     ):
         timeline = Timeline()
+        timeline.head()
         config = FallbackConfig(
             circuit_breaker=CircuitBreakerConfig(
                 max_failures=2,
@@ -261,4 +290,13 @@ def main() -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(0 if main() else 1)
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
+    try:
+        sys.exit(0 if main() else 1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:  # as with `| head`; what is still in the buffer must go somewhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)

@@ -1,10 +1,13 @@
 """A spoken conversation that continues while its recogniser, model and synthesiser fail.
 
-It needs two programs and two packages; it makes no connection to another machine:
+It needs two programs and two packages; it makes no connection to another machine. On Debian:
 
-    sudo apt-get install flite espeak-ng
-    pip install . pocketsphinx
-    python docs/examples/voice_turn.py
+    sudo apt-get install python3-venv flite espeak-ng
+    python3 -m venv .venv && .venv/bin/pip install -q . pocketsphinx
+    .venv/bin/python docs/examples/voice_turn.py
+
+With `--play` the questions and answers are heard, too, if the machine has a sound card and one of
+the programs aplay, paplay, afplay, ffplay and play.
 
 The program `flite` speaks the user's question. The answer takes three steps, each with a primary
 and a backup:
@@ -16,20 +19,24 @@ and a backup:
 Then the spoken answer is recognised again, to check what the user hears. A turn is lost if a word
 is missing. Before each turn something is broken or repaired, and the timeline shows which providers
 failed and which answered. The exit status is 0 if no turn was lost, 1 if one was, and 2 if a
-program or a package is missing.
+program or a package is missing; then all that is missing is named.
 """
 
+import argparse
 import contextlib
+import importlib
 import logging
 import re
 import shutil
 import subprocess
 import sys
 import time
+import wave
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from queue import SimpleQueue
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from outage import HttpLLM, ServerProcess
 from resilience import (
@@ -44,11 +51,9 @@ from resilience import (
     tts,
 )
 
-try:
-    import pocketsphinx
-except ImportError:
-    print("the package pocketsphinx is missing: pip install pocketsphinx", file=sys.stderr)
-    sys.exit(2)
+pocketsphinx: Any = None  # a missing one is named together with the programs that are missing
+with contextlib.suppress(ImportError):
+    pocketsphinx = importlib.import_module("pocketsphinx")
 
 QUESTION = "what is rain"
 ANSWERS = [f"this is {name} rain is water from clouds" for name in ("primary", "backup")]
@@ -61,6 +66,14 @@ SECONDS_UNTIL_PROBE = 2.0
 ESPEAK_VOICE = tts.VoiceProfile(id="en-us+f3", sample_rate=22_050)
 FLITE_VOICE = tts.VoiceProfile(id="slt", sample_rate=16_000)
 SAMPLE_RATES = {"primary": 22_050, "backup": 16_000}  # of the two synthesisers
+
+PLAYERS = {  # and the arguments with which each plays a WAV file and ends
+    "aplay": ("-q",),
+    "paplay": (),
+    "afplay": (),
+    "ffplay": ("-nodisp", "-autoexit", "-loglevel", "error"),
+    "play": ("-q",),
+}
 
 
 class Recogniser(stt.Provider):
@@ -267,26 +280,69 @@ class Assistant:
         time.sleep(SECONDS_UNTIL_PROBE)
 
 
-def turn(assistant: Assistant, timeline: Timeline) -> bool:
+class Player:
+    """Plays audio with the first of the known programs that this machine has."""
+
+    def __init__(self) -> None:
+        """Look for a program."""
+        self.program = next(filter(None, map(shutil.which, PLAYERS)), None)
+
+    def play(self, audio: bytes, sample_rate: int) -> None:
+        """Play 16-bit samples of one channel to their end; after an error, be silent."""
+        if self.program is None:
+            return
+        with TemporaryDirectory() as folder:
+            file = Path(folder) / "speech.wav"
+            with wave.open(str(file), "wb") as writer:
+                writer.setparams((1, 2, sample_rate, 0, "NONE", ""))
+                writer.writeframes(audio)
+            arguments = PLAYERS[Path(self.program).stem]
+            done = subprocess.run([self.program, *arguments, file], check=False)
+        if done.returncode:
+            print(f"nothing can be heard: {self.program} failed", file=sys.stderr)
+            self.program = None
+
+
+def turn(assistant: Assistant, timeline: Timeline, player: Player | None) -> bool:
     """Speak a question and recognise the answer; return whether every word was recognised."""
     user = Synthesiser("flite", FLITE_ARGUMENTS, FLITE_VOICE)
     question = b"".join(user.synthesize_stream([QUESTION], FLITE_VOICE))
     timeline.show("user", f'asks "{QUESTION}"')
+    if player:
+        player.play(question, FLITE_VOICE.sample_rate or 0)
     try:
         text, audio, sample_rate = assistant.answer(question)
     except Exception as error:  # noqa: BLE001 - after any exception there is no answer
         timeline.show("user", f"hears nothing ({type(error).__name__}: {error})")
         return False
+    if player:
+        player.play(audio, sample_rate)
     listener = Recogniser(Path(pocketsphinx.get_model_path("en-us/en-us")))
     heard = recognise(listener, audio, sample_rate)
     timeline.show("user", f'hears "{heard}"')
     return heard == " ".join(re.findall("[a-z]+", text.lower()))
 
 
+def find_missing(player: Player | None) -> list[str]:
+    """Return what has to be installed first."""
+    missing = [f"the program {name}" for name in ("flite", "espeak-ng") if not shutil.which(name)]
+    if pocketsphinx is None:
+        missing.append("the package pocketsphinx")
+    if player and player.program is None:
+        missing.append(f"a program that plays sound ({', '.join(PLAYERS)})")
+    return missing
+
+
 def main() -> int:
     """Run all turns; return the exit status."""
-    if missing := [program for program in ("flite", "espeak-ng") if not shutil.which(program)]:
-        print(f"missing: apt-get install {' '.join(missing)}", file=sys.stderr)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--play", action="store_true", help="play the questions and the answers")
+    player = Player() if parser.parse_args().play else None
+    if missing := find_missing(player):
+        needs = str(__doc__).split("\n\n")[2]
+        print(f"missing: {', '.join(missing)}. To install all:\n\n{needs}", file=sys.stderr)
         return 2
     # The timeline shows the same events.
     logging.getLogger("resilience").addHandler(logging.NullHandler())
@@ -304,7 +360,7 @@ def main() -> int:
         for number, (text, prepare) in enumerate(turns, start=1):
             prepare()
             timeline.show(f"-- turn {number}", text)
-            lost += not turn(assistant, timeline)
+            lost += not turn(assistant, timeline, player)
     print(f"{len(turns)} turns, {lost} lost")
     return 1 if lost else 0
 

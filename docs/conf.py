@@ -1,6 +1,21 @@
 """How the site is made: `sphinx-build -W docs docs/_build`. It needs no network."""
 
+import dataclasses
+import itertools
+import re
+from collections.abc import Iterable
 from importlib import metadata
+from typing import Any
+
+from docutils import nodes
+from sphinx import addnodes
+from sphinx.application import Sphinx
+from sphinx.domains.python import PyObject, PythonDomain
+from sphinx.util.nodes import make_refnode
+
+import resilience
+from resilience import aio, testing
+from resilience.providers import deepgram
 
 project = "resilience"
 author = "The resilience-failover developers"
@@ -26,12 +41,149 @@ autodoc_preserve_defaults = True
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
+napoleon_attr_annotations = False  # the signatures have them
 
-python_maximum_signature_line_length = 88
+python_maximum_signature_line_length = 72
 
 html_theme = "furo"
 html_title = f"resilience {release}"
 html_copy_source = False
 html_show_sphinx = False
 html_show_copyright = False
-html_theme_options = {"light_css_variables": {"code-font-size": "78%"}}  # 100 columns fit
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+
+# ---- signatures as a user would write them
+
+# Where a public object is defined -> where it is imported from.
+PUBLIC_PATHS = {
+    f"{value.__module__}.{name}": f"{module.__name__}.{name}"
+    for module in (resilience, testing)
+    for name in module.__all__
+    if hasattr(value := getattr(module, name), "__qualname__")
+}
+# Their constructors are not for users, who get them from a call.
+RETURNED = {
+    *(resilience.Stream, resilience.SpeechStream, resilience.Session, resilience.STTSession),
+    *(aio.Stream, aio.Session, testing.FakeStream, deepgram.DeepgramSession),
+}
+PATTERNS = {
+    r"\*args: ~typing\.~P": "*args: P.args",
+    r"\*\*kwargs: ~typing\.~P": "**kwargs: P.kwargs",
+    r"~P\b": "P",
+    r"~?resilience\.[\w.]*\.(P|[A-Z](?:_co)?)\b": r"\1",  # variables of types
+    r": ~?resilience\.[\w.]*\._\w+": "",  # the protocol of a vendor's client
+    r"<class '(\w+)'>": r"\1",
+    r"= _[A-Z_]+": "= ...",  # described in the docstring
+    r"\[\[((?:~?typing\.)?Concatenate\[[^\]]*\]|P)\]": r"[\1",
+}
+
+
+def simplify(signature: str) -> str:
+    """Replace what is private in a signature by what is public."""
+    for private, public in PUBLIC_PATHS.items():
+        signature = re.sub(rf"{re.escape(private)}\b", public, signature)
+    for pattern, replacement in PATTERNS.items():
+        signature = re.sub(pattern, replacement, signature)
+    return signature
+
+
+def show_defaults(signature: str, value: Any) -> str:  # noqa: ANN401
+    """Write the defaults of a value's fields as they stand in the source."""
+    for field in dataclasses.fields(value):
+        if callable(field.default_factory):
+            factory = getattr(field.default_factory, "__name__", "")
+            signature = signature.replace("<factory>", f"{factory}()", 1)
+        elif callable(field.default) and not isinstance(field.default, type):
+            function = f"{field.default.__module__}.{field.default.__qualname__}"
+            signature = signature.replace(repr(field.default), function)
+    return signature
+
+
+def process_signature(*event: Any) -> tuple[str, None] | None:  # noqa: ANN401
+    """Leave out the signatures of constructors that users do not call, and show defaults."""
+    value, signature = event[3], event[5]
+    if isinstance(value, type) and value in RETURNED:
+        return "", None
+    if signature and dataclasses.is_dataclass(value):
+        return show_defaults(signature, value), None
+    return None
+
+
+class Simplified(PyObject):
+    """A directive with a simplified signature; no event sees those of overloads."""
+
+    def handle_signature(self, sig: str, signode: addnodes.desc_signature) -> tuple[str, str]:
+        """Translate what is shown."""
+        return super().handle_signature(simplify(sig), signode)
+
+
+# ---- every name a link
+
+
+def link_names(app: Sphinx, page: nodes.document, page_name: str) -> None:
+    """Make each public name in a text a link to its place in the reference."""
+    objects = app.env.domains["py"].data["objects"]
+    is_about_aio = page_name in {"asyncio", "reference/aio"}
+    names = places(objects, "resilience.aio" if is_about_aio else "resilience")
+    for literal in list(page.findall(nodes.literal)):
+        name = names.get(re.sub(r"^(await )?(resilience\.)?|\(.*\)$", "", literal.astext()))
+        if name and not isinstance(literal.parent, (nodes.reference, nodes.title)):
+            page_of_name, anchor = objects[name].docname, objects[name].node_id
+            link = make_refnode(app.builder, page_name, page_of_name, anchor, literal.deepcopy())
+            literal.parent.replace(literal, link)
+
+
+def places(objects: Iterable[str], preferred: str) -> dict[str, str]:
+    """Return the full name for each way to write a name; of several, that of a module."""
+    found: dict[str, str] = {}
+    for name in sorted(objects, key=lambda name: name.rpartition(".")[0] == preferred):
+        found[name.removeprefix("resilience.")] = name
+        found[name.rpartition(".")[2]] = name
+    return {short: name for short, name in found.items() if "." in short or short[0].isupper()}
+
+
+# ---- pictures and tables
+
+
+def show_diagrams(app: Sphinx, page: nodes.document, _: str) -> None:
+    """Put the diagrams into the page itself, so that they follow its theme."""
+    for image in list(page.findall(nodes.image)):
+        if image["uri"].endswith(".svg"):
+            drawing = (app.srcdir / image["uri"]).read_text(encoding="utf-8")
+            image.parent.replace(image, nodes.raw("", drawing, format="html"))
+
+
+def name_columns(*event: Any) -> None:  # noqa: ANN401
+    """Repeat the heads of a table in its cells, for screens on which each row is a block."""
+    context = event[3]
+    context["body"] = re.sub(
+        r"<table.*?</table>", name_cells, context.get("body", ""), flags=re.DOTALL
+    )
+
+
+def name_cells(table: re.Match[str]) -> str:
+    """Return a table of three or more columns with the head of each cell in an attribute."""
+    heads = [
+        re.sub("<[^>]*>", "", head).strip().replace('"', "&quot;")
+        for head in re.findall(r"<th\b[^>]*>(.*?)</th>", table[0], re.DOTALL)
+    ]
+    columns = itertools.cycle(heads)
+
+    def name_cell(cell: re.Match[str]) -> str:
+        head = next(columns)
+        return f'<td data-head="{head}"' if head and head != heads[0] else cell[0]
+
+    return re.sub(r"<td\b", name_cell, table[0]) if len(heads) > 2 else table[0]  # noqa: PLR2004
+
+
+def setup(app: Sphinx) -> None:
+    """Register what stands above."""
+    for name, directive in PythonDomain.directives.items():
+        if issubclass(directive, PyObject):
+            simplified = type(directive.__name__, (Simplified, directive), {})
+            app.add_directive_to_domain("py", name, simplified, override=True)
+    app.connect("autodoc-process-signature", process_signature)
+    app.connect("doctree-resolved", link_names)
+    app.connect("doctree-resolved", show_diagrams)
+    app.connect("html-page-context", name_columns)

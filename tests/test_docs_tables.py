@@ -1,13 +1,27 @@
 """The tables of settings in the README and the docs have each field, with its default."""
 
 import dataclasses
+import inspect
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from resilience import CircuitBreakerConfig, FallbackConfig, llm, stt, tts
+from resilience import (
+    AllFailedError,
+    Attempt,
+    AttemptTimeoutError,
+    CircuitBreakerConfig,
+    CircuitOpenError,
+    FallbackConfig,
+    Snapshot,
+    StateChange,
+    llm,
+    stt,
+    tts,
+)
 
 ROOT = Path(__file__).parent.parent
 VALUES = [
@@ -64,3 +78,25 @@ def test_the_table_has_all_fields(name: str, value: Any) -> None:  # noqa: ANN40
     expected = [(field.name, shown(field)) for field in dataclasses.fields(value)]
 
     assert rows("docs/adapters.md", f"| `{name}` | default |") == expected
+
+
+@pytest.mark.parametrize(
+    ("page", "before", "value"),
+    [
+        ("reference/resilience.md", "| `StateChange` |", StateChange),
+        ("reference/resilience.md", "| `Attempt` |", Attempt),
+        ("reference/exceptions.md", "| `CircuitOpenError` | meaning", CircuitOpenError),
+        ("reference/exceptions.md", "| `AllFailedError` | meaning", AllFailedError),
+        ("reference/exceptions.md", "| `AttemptTimeoutError` | meaning", AttemptTimeoutError),
+        ("circuit-breaker.md", "### Snapshot\n", Snapshot),
+    ],
+)
+def test_the_table_has_all_fields_of_a_report(page: str, before: str, value: Any) -> None:  # noqa: ANN401
+    """A table of a report or an error has all fields in their order, each with its meaning."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8").rpartition(f"\n{before}")[2]
+    table = text.partition("|---|---|\n")[2].partition("\n\n")[0]
+
+    cells = re.findall(r"^\| ([^|]+) \| [^|]+ \|$", table, re.MULTILINE)
+
+    names = re.findall("`([a-z_]+)`", "".join(cells))
+    assert names == list(inspect.signature(value).parameters)

@@ -1,19 +1,42 @@
-"""Every Python block in the README and the docs runs, and prints the text below it."""
+"""Every Python block in the README and the docs runs, and prints the text below it.
+
+Blocks that need a vendor's key run too: the vendors' clients are given a server on this machine.
+"""
 
 import ast
 import contextlib
 import importlib.util
 import io
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from stand_in import stand_in
+
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+README = ROOT / "README.md"
+PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^```python\n(.*?)^```\n(?:\n?^```text\n(.*?)^```$)?", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)")
+
+
+def name_of(page: Path) -> str:
+    """Return the path of a page in the repository."""
+    return page.relative_to(ROOT).as_posix()
+
+
+@pytest.fixture
+def _vendors(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let the clients of two vendors find a server of this machine, and believe to have keys."""
+    with stand_in() as server:
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        yield
 
 
 def missing(code: str) -> Iterator[str]:
@@ -30,7 +53,8 @@ def missing(code: str) -> Iterator[str]:
                 yield package
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.usefixtures("_vendors")
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_python_blocks_run(page: Path) -> None:
     """The blocks of a page run in order, in one namespace, and print the text below them.
 
@@ -53,7 +77,7 @@ def test_python_blocks_run(page: Path) -> None:
         pytest.skip(f"all other blocks ran; not installed: {', '.join(left_out)}")
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_links_lead_somewhere(page: Path) -> None:
     """A relative link points to a file that exists."""
     links = LINK.findall(page.read_text(encoding="utf-8"))
@@ -66,3 +90,77 @@ def test_readme_is_short() -> None:
     lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
 
     assert len(lines) <= 120
+
+
+def run(program: list[str], folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a program, and return all that it prints, errors included, in its order."""
+    return subprocess.run(  # noqa: S603
+        program,
+        cwd=folder,
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_readme_shows_all_that_its_sample_prints(tmp_path: Path) -> None:
+    """The sample with fakes prints what stands below it, log lines included, and nothing else."""
+    text = README.read_text(encoding="utf-8")
+    ((code, shown),) = re.findall(
+        r"^```python\n([^`]*)^```\n\n^```console\n([^`]*)^```$", text, re.MULTILINE
+    )
+
+    done = run([sys.executable, "-u", "-c", code], tmp_path)
+
+    assert done.stdout == shown
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the command is one of a POSIX shell")
+class TestFirstCommand:
+    """The commands of the README with which a newcomer begins."""
+
+    lines = re.findall(
+        r"^```sh\n([^`]*outage.py)\n```$", README.read_text(encoding="utf-8"), re.MULTILINE
+    )
+
+    @staticmethod
+    def pretend(folder: Path, script: str) -> str:
+        """Make a `python3`, and return a PATH with it."""
+        python = folder / "bin" / "python3"
+        python.parent.mkdir()
+        python.write_text(f"#!/bin/sh\n{script}\n")
+        python.chmod(0o755)
+        return f"{python.parent}{os.pathsep}{os.defpath}"
+
+    def test_says_what_is_needed(self, tmp_path: Path) -> None:
+        """Without `venv` they fail with a sentence that names what is needed."""
+        path = self.pretend(tmp_path, "exit 1")
+
+        done = run(["/bin/sh", "-c", *self.lines], tmp_path, PATH=path)
+
+        assert done.returncode != 0
+        first, last = done.stdout.splitlines()
+        assert first.startswith("Installing into .venv")
+        assert last.startswith("Failed. Needed: ")
+        assert "apt install python3-venv" in last
+
+    def test_shows_what_it_does_before_it_begins(self, tmp_path: Path) -> None:
+        """They print what they do, install the library, and run the example."""
+        made = """echo "made $*"
+mkdir -p .venv/bin
+printf '#!/bin/sh\\necho pip "$@"\\n' > .venv/bin/pip
+printf '#!/bin/sh\\necho python "$@"\\n' > .venv/bin/python
+chmod +x .venv/bin/pip .venv/bin/python"""
+        path = self.pretend(tmp_path, made)
+
+        done = run(["/bin/sh", "-c", *self.lines], tmp_path, PATH=path)
+
+        assert done.returncode == 0
+        assert done.stdout.splitlines()[1:] == [
+            "made -m venv .venv",
+            "pip install -q .",
+            "python docs/examples/outage.py",
+        ]

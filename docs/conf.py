@@ -124,23 +124,39 @@ class Simplified(PyObject):
 def link_names(app: Sphinx, page: nodes.document, page_name: str) -> None:
     """Make each public name in a text a link to its place in the reference."""
     objects = app.env.domains["py"].data["objects"]
-    is_about_aio = page_name in {"asyncio", "reference/aio"}
-    names = places(objects, "resilience.aio" if is_about_aio else "resilience")
+    module = {"asyncio": "aio"}.get(page_name, page_name.removeprefix("reference/"))
+    names = places(objects, f"resilience.{module.replace('-', '.')}")
     for literal in list(page.findall(nodes.literal)):
-        name = names.get(re.sub(r"^(await )?(resilience\.)?|\(.*\)$", "", literal.astext()))
-        if name and not isinstance(literal.parent, (nodes.reference, nodes.title)):
-            page_of_name, anchor = objects[name].docname, objects[name].node_id
-            link = make_refnode(app.builder, page_name, page_of_name, anchor, literal.deepcopy())
+        text = re.sub(r"^(await )?(resilience\.)?|\(.*\)$", "", literal.astext())
+        is_linked = isinstance(literal.parent, (nodes.reference, nodes.title))
+        # Other names in small letters are names of settings and methods, too.
+        is_meant = "." in text or text[:1].isupper() or is_first_cell(literal.parent.parent)
+        if text in names and is_meant and not is_linked:
+            place = objects[names[text]]
+            target = place.docname, place.node_id
+            link = make_refnode(app.builder, page_name, *target, literal.deepcopy())
             literal.parent.replace(literal, link)
 
 
-def places(objects: Iterable[str], preferred: str) -> dict[str, str]:
-    """Return the full name for each way to write a name; of several, that of a module."""
+def is_first_cell(node: nodes.Node) -> bool:
+    """Return whether this is the first cell of a row."""
+    return isinstance(node, nodes.entry) and node.parent.index(node) == 0
+
+
+def places(objects: Iterable[str], module: str) -> dict[str, str]:
+    """Return the full name for each way to write a name on a page about a module.
+
+    A name without its module is that of this module, or else of the root, or else of any other.
+    Without its class a name is not the name of a method.
+    """
     found: dict[str, str] = {}
-    for name in sorted(objects, key=lambda name: name.rpartition(".")[0] == preferred):
+    ranks = {"resilience": 1, module: 2}
+    for name in sorted(objects, key=lambda name: ranks.get(name.rpartition(".")[0], 0)):
+        owner, _, short = name.rpartition(".")
+        if owner == module or short[0].isupper():
+            found[short] = name
         found[name.removeprefix("resilience.")] = name
-        found[name.rpartition(".")[2]] = name
-    return {short: name for short, name in found.items() if "." in short or short[0].isupper()}
+    return found
 
 
 # ---- pictures and tables

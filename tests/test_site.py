@@ -103,6 +103,9 @@ def test_signatures_are_public(site: Path) -> None:
         ("asyncio", "await aio.call(fn, *args)", "reference/aio.html#resilience.aio.call"),
         ("reference/llm", "ModelCapabilities", "#resilience.llm.ModelCapabilities"),
         ("reference/resilience", "Outcome", "#resilience.Outcome"),
+        ("reference/resilience", "ResilienceError", "#resilience.ResilienceError"),
+        ("reference/aio", "Stream", "#resilience.aio.Stream"),
+        ("reference/http", "retry_after", "#resilience.http.retry_after"),
     ],
 )
 def test_names_are_links(site: Path, page: str, name: str, target: str) -> None:

@@ -16,7 +16,7 @@ from resilience import (
     FallbackGroup,
     State,
 )
-from resilience._news import LARGEST_MESSAGE, Kind, News, Watch, read_news
+from resilience._news import MAX_MESSAGE_BYTES, BreakerSync, Change, Kind, parse_change
 from resilience.testing import ManualClock
 
 SECRET = "hunter2"  # noqa: S105
@@ -35,17 +35,17 @@ class Process:
         self.breaker = CircuitBreaker(
             CircuitBreakerConfig(name="model", clock=self.clock, **{**values, **settings})
         )
-        self.changes: list[Watch] = []
-        self.watch = Watch(
+        self.changes: list[BreakerSync] = []
+        self.watch = BreakerSync(
             "model", self.breaker, self.changes.append, max_seconds=MAX_SECONDS, operators=operators
         )
         self.watch.attach()
 
-    def look(self) -> News | None:
+    def look(self) -> Change | None:
         """Return what is to be told."""
-        return self.watch.look(self.origin)
+        return self.watch.take_change(self.origin)
 
-    def told(self) -> News:
+    def told(self) -> Change:
         """Return what is to be told, which must be something."""
         news = self.look()
         assert news is not None
@@ -90,10 +90,10 @@ class Fleet:
                 spread.append((news.origin, news.kind))
                 for process in self:
                     if process.origin != news.origin:
-                        read = read_news(news.to_json())
+                        read = parse_change(news.to_json())
                         assert read
                         assert read == news
-                        process.watch.hear(read)
+                        process.watch.apply(read)
         return spread
 
     def states(self) -> list[State]:
@@ -101,12 +101,12 @@ class Fleet:
         return [process.breaker.state for process in self]
 
 
-OPENED = News(
+OPENED = Change(
     kind=Kind.OPENED, name="model", origin="far", seconds=10.0, planned=10.0, error="OSError"
 )
-ISOLATED = News(kind=Kind.ISOLATED, name="model", origin="far", seconds=10.0)
-CLOSED = News(kind=Kind.CLOSED, name="model", origin="far")
-RESET = News(kind=Kind.RESET, name="model", origin="far")
+ISOLATED = Change(kind=Kind.ISOLATED, name="model", origin="far", seconds=10.0)
+CLOSED = Change(kind=Kind.CLOSED, name="model", origin="far")
+RESET = Change(kind=Kind.RESET, name="model", origin="far")
 NEWS = {news.kind: news for news in (OPENED, ISOLATED, CLOSED, RESET)}
 
 
@@ -115,9 +115,9 @@ def shorten(value: object) -> str:
     return ascii(value)[:20]
 
 
-def fields_of(news: News) -> dict[str, Any]:
+def fields_of(news: Change) -> dict[str, Any]:
     """Return the fields, to change some of them."""
-    return {field: getattr(news, field) for field in News.__slots__}
+    return {field: getattr(news, field) for field in Change.__slots__}
 
 
 @pytest.fixture
@@ -131,13 +131,13 @@ class TestMessages:
 
     @pytest.mark.parametrize("news", NEWS.values(), ids=str)
     @pytest.mark.parametrize("encode", [str, str.encode])
-    def test_reads_what_it_writes(self, news: News, encode: Callable[[str], object]) -> None:
+    def test_reads_what_it_writes(self, news: Change, encode: Callable[[str], object]) -> None:
         """A message is read as it was written, as text and as bytes."""
-        assert read_news(encode(news.to_json())) == news
+        assert parse_change(encode(news.to_json())) == news
 
     def test_largest(self) -> None:
         """The longest message of ours is short enough to be read."""
-        news = News(
+        news = Change(
             kind=Kind.ISOLATED,
             name="\N{SNOWMAN}" * 42,
             origin='"' * 100,
@@ -146,23 +146,23 @@ class TestMessages:
             planned=1e9 / 7,
         )
 
-        assert len(news.to_json()) < LARGEST_MESSAGE
-        assert read_news(news.to_json()) == news
+        assert len(news.to_json()) < MAX_MESSAGE_BYTES
+        assert parse_change(news.to_json()) == news
 
     def test_unknownfields_of(self) -> None:
         """Fields of a later version are ignored."""
         message = json.dumps({**json.loads(OPENED.to_json()), "colour": "blue"})
 
-        assert read_news(message) == OPENED
+        assert parse_change(message) == OPENED
 
     def test_size(self) -> None:
         """A message of 1,024 bytes is read, and one more is refused, whatever the characters."""
         message = OPENED.to_json()
 
-        assert read_news(message.ljust(LARGEST_MESSAGE)) == OPENED
-        assert read_news(message.ljust(LARGEST_MESSAGE + 1)) is None
-        assert read_news(message.encode().ljust(LARGEST_MESSAGE + 1)) is None
-        assert read_news(message[:-1] + ',"x":"' + "\N{SNOWMAN}" * 340 + '"}') is None
+        assert parse_change(message.ljust(MAX_MESSAGE_BYTES)) == OPENED
+        assert parse_change(message.ljust(MAX_MESSAGE_BYTES + 1)) is None
+        assert parse_change(message.encode().ljust(MAX_MESSAGE_BYTES + 1)) is None
+        assert parse_change(message[:-1] + ',"x":"' + "\N{SNOWMAN}" * 340 + '"}') is None
 
     @pytest.mark.parametrize(
         "message",
@@ -189,7 +189,7 @@ class TestMessages:
     )
     def test_nonsense(self, message: object) -> None:
         """What is no JSON object of ours is None."""
-        assert read_news(message) is None
+        assert parse_change(message) is None
 
     @pytest.mark.parametrize(
         ("field", "value"),
@@ -210,8 +210,8 @@ class TestMessages:
         wrong = json.dumps({**fields, field: value})
         del fields[field]
 
-        assert read_news(wrong) is None
-        assert read_news(json.dumps(fields)) is None
+        assert parse_change(wrong) is None
+        assert parse_change(json.dumps(fields)) is None
 
 
 class TestOpenings:
@@ -236,12 +236,12 @@ class TestOpenings:
         first, second, _ = fleet
         first.fail()
         message = first.told().to_json()
-        second.watch.hear(read_news(message) or RESET)
+        second.watch.apply(parse_change(message) or RESET)
 
         assert SECRET not in message
         with pytest.raises(CircuitOpenError) as raised:
             second.breaker.execute(str)
-        assert raised.value.reason == "ConnectionError (news from p0)"
+        assert raised.value.reason == "ConnectionError (reported by p0)"
 
     @pytest.mark.parametrize("name", ["Bröken", "X" * 101], ids=["not ASCII", "long"])
     def test_a_strange_type(self, name: str) -> None:
@@ -270,11 +270,11 @@ class TestOpenings:
             "only", "model", FallbackConfig(circuit_breaker=config, when_all_open="try")
         )
         breaker = group.breakers["model"]
-        watch = Watch("model", breaker, str, max_seconds=MAX_SECONDS, operators=False)
+        watch = BreakerSync("model", breaker, str, max_seconds=MAX_SECONDS, operators=False)
         watch.attach()
         with pytest.raises(ConnectionError), breaker.guard():
             raise ConnectionError
-        watch.hear(OPENED)
+        watch.apply(OPENED)
 
         snapshot = breaker.snapshot()
         assert (snapshot.opened_count, snapshot.consecutive_failures) == (1, 1)
@@ -298,7 +298,7 @@ class TestOpenings:
 
     def test_no_growth_from_nothing(self, alone: Process) -> None:
         """What another process has planned does not make the next period shorter than ours."""
-        alone.watch.hear(News(kind=Kind.OPENED, name="model", origin="far", seconds=10.0))
+        alone.watch.apply(Change(kind=Kind.OPENED, name="model", origin="far", seconds=10.0))
         alone.clock.advance(10.0)
         alone.fail()
 
@@ -309,9 +309,9 @@ class TestOpenings:
         seconds = set[float | None]()
         for _ in range(5):
             process = Process("p0", operators=False, start=0.0, reset_jitter=1.0)
-            process.watch.hear(OPENED)
+            process.watch.apply(OPENED)
             seconds.add(process.left())
-            process.watch.hear(News(**{**fields_of(OPENED), "seconds": MAX_SECONDS}))
+            process.watch.apply(Change(**{**fields_of(OPENED), "seconds": MAX_SECONDS}))
             assert process.left() == MAX_SECONDS
 
         assert len(seconds) == 5
@@ -322,14 +322,14 @@ class TestOpenings:
         alone.fail()
         alone.clock.advance(30.0)
         with alone.breaker.guard():
-            alone.watch.hear(OPENED)
+            alone.watch.apply(OPENED)
 
         assert alone.left() == 10.0
 
     def test_is_open_for_longer_already(self, alone: Process) -> None:
         """It is never shortened."""
         alone.fail()
-        alone.watch.hear(OPENED)
+        alone.watch.apply(OPENED)
 
         assert alone.left() == RESET_TIMEOUT
 
@@ -380,7 +380,7 @@ class TestOpenings:
     def test_limit(self, alone: Process) -> None:
         """What is heard holds for `max_seconds` at most, whatever is told, and again later."""
         for kind in (Kind.OPENED, Kind.ISOLATED):
-            alone.watch.hear(News(**{**fields_of(OPENED), "kind": kind, "seconds": 1e9}))
+            alone.watch.apply(Change(**{**fields_of(OPENED), "kind": kind, "seconds": 1e9}))
             assert alone.left() == MAX_SECONDS
             alone.clock.advance(MAX_SECONDS)
             assert alone.breaker.state is State.HALF_OPEN
@@ -420,7 +420,7 @@ class TestClosings:
     def test_an_own_opening(self, alone: Process) -> None:
         """A breaker that has opened by itself probes, too, and keeps what it knows."""
         alone.fail()
-        alone.watch.hear(CLOSED)
+        alone.watch.apply(CLOSED)
 
         assert alone.breaker.state is State.HALF_OPEN
         assert alone.breaker._rejection().reason == f"ConnectionError: {SECRET}"
@@ -431,26 +431,26 @@ class TestClosings:
         """An operator's isolation is not ended, with or without an end of its own."""
         process = Process("p0", operators=operators, start=0.0)
         process.breaker.isolate(seconds)
-        process.watch.hear(CLOSED)
+        process.watch.apply(CLOSED)
 
         assert process.left() == seconds
         assert process.breaker.state is State.OPEN
 
     def test_ends_no_isolation_that_was_heard(self, alone: Process) -> None:
         """An isolation by an operator elsewhere is not ended."""
-        alone.watch.hear(ISOLATED)
-        alone.watch.hear(CLOSED)
+        alone.watch.apply(ISOLATED)
+        alone.watch.apply(CLOSED)
 
         assert alone.left() == 10.0
 
     def test_nothing_to_do(self, alone: Process) -> None:
         """A closed breaker stays closed, and a half-open one keeps its probes."""
-        alone.watch.hear(CLOSED)
+        alone.watch.apply(CLOSED)
         assert alone.breaker.state is State.CLOSED
         alone.fail()
         alone.clock.advance(30.0)
         permit = alone.breaker._acquire()
-        alone.watch.hear(CLOSED)
+        alone.watch.apply(CLOSED)
         alone.breaker._record_success(permit)
 
         assert alone.breaker.state is State.CLOSED
@@ -487,10 +487,10 @@ class TestOperators:
     def test_not_heard(self) -> None:
         """By default those of others change nothing."""
         process = Process("p0", operators=False, start=0.0)
-        process.watch.hear(ISOLATED)
+        process.watch.apply(ISOLATED)
         assert process.breaker.state is State.CLOSED
         process.breaker.isolate()
-        process.watch.hear(RESET)
+        process.watch.apply(RESET)
 
         assert process.left() is None
 
@@ -565,13 +565,13 @@ class TestOperators:
     def test_is_not_shortened(self, alone: Process) -> None:
         """What others tell makes no isolation shorter, and an opening makes none longer."""
         alone.breaker.isolate()
-        alone.watch.hear(ISOLATED)
+        alone.watch.apply(ISOLATED)
         assert alone.left() is None
         alone.breaker.isolate(20.0)
-        for news in (ISOLATED, News(**{**fields_of(OPENED), "seconds": 100.0})):
-            alone.watch.hear(news)
+        for news in (ISOLATED, Change(**{**fields_of(OPENED), "seconds": 100.0})):
+            alone.watch.apply(news)
             assert alone.left() == 20.0
-        alone.watch.hear(News(**{**fields_of(ISOLATED), "seconds": 100.0}))
+        alone.watch.apply(Change(**{**fields_of(ISOLATED), "seconds": 100.0}))
 
         assert alone.left() == 100.0
 
@@ -580,7 +580,7 @@ class TestOperators:
         alone.fail()
         alone.breaker.reset()
         assert alone.told().kind is Kind.RESET
-        alone.watch.hear(RESET)
+        alone.watch.apply(RESET)
 
         assert alone.look() is None
         assert alone.breaker.snapshot().last_failure is None
@@ -599,7 +599,7 @@ class TestTellingAgain:
             process.clock.advance(30.0)
             process.breaker.execute(str)
             process.look()
-        process.watch.forget()
+        process.watch.mark_unsent()
 
         assert process.told().kind is kind
         assert process.look() is None
@@ -609,27 +609,27 @@ class TestTellingAgain:
         process = Process("p0", operators=False, start=0.0)
         process.fail()
         process.look()
-        process.watch.forget_opening()
+        process.watch.mark_opening_unsent()
         assert process.told().kind is Kind.OPENED
         process.clock.advance(30.0)
         process.breaker.execute(str)
         assert process.told().kind is Kind.CLOSED
-        process.watch.forget_opening()
+        process.watch.mark_opening_unsent()
 
         assert process.look() is None
 
     @pytest.mark.parametrize("news", NEWS.values(), ids=str)
     @pytest.mark.parametrize("is_open", [True, False])
-    def test_heard(self, alone: Process, news: News, *, is_open: bool) -> None:
+    def test_heard(self, alone: Process, news: Change, *, is_open: bool) -> None:
         """What was heard is told neither at once nor after a failure or a reconnection."""
         if is_open:
             alone.fail(OSError())
             alone.look()
-        alone.watch.hear(News(**{**fields_of(news), "seconds": 50.0}))
+        alone.watch.apply(Change(**{**fields_of(news), "seconds": 50.0}))
 
         assert alone.look() is None
-        alone.watch.forget_opening()
-        alone.watch.forget()
+        alone.watch.mark_opening_unsent()
+        alone.watch.mark_unsent()
         assert alone.look() is None
 
 
@@ -648,16 +648,16 @@ class TestAttaching:
         assert alone.changes == [alone.watch] * 2
 
     @pytest.mark.parametrize("news", NEWS.values(), ids=str)
-    def test_detached(self, alone: Process, news: News) -> None:
+    def test_detached(self, alone: Process, news: Change) -> None:
         """After the end nothing is told and nothing is done; other watches go on."""
-        others: list[Watch] = []
-        other = Watch("model", alone.breaker, others.append, max_seconds=1.0, operators=False)
+        others: list[BreakerSync] = []
+        other = BreakerSync("model", alone.breaker, others.append, max_seconds=1.0, operators=False)
         other.attach()
         alone.breaker.isolate(5.0)
         alone.watch.detach()
-        alone.watch.hear(news)
+        alone.watch.apply(news)
         alone.changes.clear()
-        other.look("p0")
+        other.take_change("p0")
         others.clear()
         assert alone.left() == 5.0
         alone.breaker.reset()

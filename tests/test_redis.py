@@ -204,8 +204,8 @@ class Pipeline:
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Server:
     """Return a Redis; what the threads do from time to time they do often."""
-    monkeypatch.setattr(redis, "_TICK", 0.01)
-    monkeypatch.setattr(redis, "_SHORTEST_DELAY", 0.01)
+    monkeypatch.setattr(redis, "_CHECK_INTERVAL", 0.01)
+    monkeypatch.setattr(redis, "_MIN_RETRY_DELAY", 0.01)
     return Server()
 
 
@@ -260,7 +260,7 @@ def link_lines(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
     return [
         (record.levelname, record.getMessage())
         for record in caplog.records
-        if record.getMessage().startswith("Redis news")
+        if record.getMessage().startswith("Redis messages")
     ]
 
 
@@ -348,7 +348,7 @@ class TestTelling:
 
         breaker = make_breaker(on_state_change=listen)
         news = start(breaker)
-        monkeypatch.setattr(redis, "_TICK", 2 * LIMIT)
+        monkeypatch.setattr(redis, "_CHECK_INTERVAL", 2 * LIMIT)
         server.wait_for(lambda: server.subscriptions[0].asked[-1] > LIMIT)
         fail(breaker)
         news.close()
@@ -364,7 +364,7 @@ class TestTelling:
         longest = 0
         for _ in range(1000):
             fail(breaker)
-            longest = max(longest, news._run.changes.qsize())
+            longest = max(longest, news._control.changed.qsize())
             breaker.reset()
         fail(breaker)
         server.gate.set()
@@ -394,23 +394,23 @@ class TestTelling:
         join_all()
 
         class Busy:
-            is_over = False
+            is_stopped = False
 
             def __init__(self) -> None:
-                self.changes = self
+                self.changed = self
 
             def get(self, *, timeout: float) -> object:
                 assert timeout > 0
-                self.is_over = len(looked) > 3
-                return next(iter(news._watches.values()))
+                self.is_stopped = len(looked) > 3
+                return next(iter(news._syncs.values()))
 
         def tell(watches: Any) -> bool:  # noqa: ANN401
             looked.extend(1 for _ in watches if isinstance(watches, type({}.values())))
             return True
 
-        monkeypatch.setattr(RedisNews, "_tell", lambda _, watches: tell(watches))
+        monkeypatch.setattr(RedisNews, "_send_changes", lambda _, watches: tell(watches))
         busy: Any = Busy()
-        news._send(busy)
+        news._run_sender(busy)
 
         assert len(looked) == 4
         assert server.published() == []
@@ -550,10 +550,10 @@ class TestHearing:
         assert [
             (record.levelname, record.getMessage())
             for record in caplog.records
-            if " in far" in record.getMessage()
+            if " in process far" in record.getMessage()
         ] == [
-            ("INFO", "circuit model was opened in far"),
-            ("INFO", "circuit model was isolated in far"),
+            ("INFO", "circuit model was opened in process far"),
+            ("INFO", "circuit model was isolated in process far"),
         ]
 
     def test_a_clock_that_raises(
@@ -602,8 +602,8 @@ class TestLosses:
         server.wait_for(lambda: len(link_lines(caplog)) == 4)
         server.settle()
 
-        stopped = ("WARNING", "Redis news of chat stopped: ConnectionError")
-        resumed = ("INFO", "Redis news of chat resumed")
+        stopped = ("WARNING", "Redis messages of namespace chat stopped: ConnectionError")
+        resumed = ("INFO", "Redis messages of namespace chat resumed")
         assert sorted(link_lines(caplog)) == [resumed, resumed, stopped, stopped]
 
     def test_is_down_at_first(self, server: Server, caplog: pytest.LogCaptureFixture) -> None:
@@ -628,7 +628,7 @@ class TestLosses:
         server.down = None
         server.wait_for(lambda: len(link_lines(caplog)) == 2)
 
-        records = [each for each in caplog.records if each.msg.startswith("Redis news")]
+        records = [each for each in caplog.records if each.msg.startswith("Redis messages")]
         fields = [
             {key: value for key, value in vars(each).items() if key.startswith("resilience_")}
             for each in records
@@ -647,11 +647,13 @@ class TestLosses:
         fail(first)
         server.wait_for(lambda: second.state is State.OPEN)
         server.wait_for(lambda: len(server.named("set")) > 2)
-        assert link_lines(caplog) == [("WARNING", "Redis news of chat stopped: MemoryError")]
+        assert link_lines(caplog) == [
+            ("WARNING", "Redis messages of namespace chat stopped: MemoryError")
+        ]
         del server.errors["set"]
         server.wait_for(lambda: len(link_lines(caplog)) == 2)
 
-        assert link_lines(caplog)[1] == ("INFO", "Redis news of chat resumed")
+        assert link_lines(caplog)[1] == ("INFO", "Redis messages of namespace chat resumed")
         assert "chat:opened:model" in server.kept
 
     def test_cannot_be_read(self, server: Server, caplog: pytest.LogCaptureFixture) -> None:
@@ -669,8 +671,8 @@ class TestLosses:
 
         assert breaker.snapshot().retry_after == 99.0
         assert [text for _, text in link_lines(caplog)] == [
-            "Redis news of chat stopped: PermissionError",
-            "Redis news of chat resumed",
+            "Redis messages of namespace chat stopped: PermissionError",
+            "Redis messages of namespace chat resumed",
         ]
 
     def test_one_key_cannot_be_read(self, server: Server) -> None:
@@ -692,7 +694,7 @@ class TestLosses:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         """A connection on which nothing comes is asked, and given up if there is no answer."""
-        monkeypatch.setattr(redis, "_SILENCE", 0.02)
+        monkeypatch.setattr(redis, "_PING_AFTER", 0.02)
         start(make_breaker())
         server.wait_for(lambda: len(server.named("ping")) > 2)
         assert link_lines(caplog) == []
@@ -702,7 +704,10 @@ class TestLosses:
         server.is_silent = False
         server.wait_for(lambda: len(link_lines(caplog)) >= 2)
 
-        assert link_lines(caplog)[0] == ("WARNING", "Redis news of chat stopped: TimeoutError")
+        assert link_lines(caplog)[0] == (
+            "WARNING",
+            "Redis messages of namespace chat stopped: TimeoutError",
+        )
 
     def test_connects_again_by_itself(self, server: Server, start: Start) -> None:
         """When the client has subscribed again, the keys are read and openings told again."""
@@ -745,11 +750,11 @@ class TestLosses:
         def wait(*, timeout: float) -> None:
             now[0] += timeout
 
-        monkeypatch.setattr(redis, "_TICK", 1.0)
+        monkeypatch.setattr(redis, "_CHECK_INTERVAL", 1.0)
         monkeypatch.setattr(redis, "time", SimpleNamespace(monotonic=lambda: now[0]))
         silent: Any = SimpleNamespace(get_message=wait, ping=lambda: asked.append(now[0]))
-        with pytest.raises(TimeoutError, match="Redis has been silent for 11 s"):
-            news._follow(silent, redis._Run())
+        with pytest.raises(TimeoutError, match="no message from Redis for 11 s"):
+            news._read_channel(silent, redis._ThreadControl())
 
         assert asked == [6.0]
 
@@ -760,11 +765,11 @@ class TestLosses:
         delays: list[float] = []
         over = 12
 
-        def pause(run: redis._Run, seconds: float) -> None:
+        def pause(run: redis._ThreadControl, seconds: float) -> None:
             delays.append(seconds)
-            run.is_over = len(delays) == over
+            run.is_stopped = len(delays) == over
 
-        monkeypatch.setattr(redis._Run, "pause", pause)
+        monkeypatch.setattr(redis._ThreadControl, "pause", pause)
         news = start(make_breaker())
         server.down = ConnectionError()
         server.wait_for(lambda: len(delays) == over)
@@ -774,7 +779,7 @@ class TestLosses:
         over = 2
         times = iter([0.0, 10.0, 20.0, 31.0, 0.0])
         monkeypatch.setattr(redis, "time", SimpleNamespace(monotonic=lambda: next(times)))
-        news._receive(redis._Run())
+        news._run_receiver(redis._ThreadControl())
 
         assert delays == [0.01, 0.01]
 
@@ -786,25 +791,25 @@ class TestLosses:
         timeouts: list[float] = []
 
         class Never:
-            is_over = False
+            is_stopped = False
 
             def __init__(self) -> None:
-                self.changes = self
+                self.changed = self
 
             def get(self, *, timeout: float) -> None:
                 timeouts.append(timeout)
-                self.is_over = len(timeouts) == 7
+                self.is_stopped = len(timeouts) == 7
                 if len(timeouts) < 6:
                     now.append(now[-1] + timeout)
                     raise Empty
 
         now = [0.0]
-        monkeypatch.setattr(redis, "_TICK", 1.0)
+        monkeypatch.setattr(redis, "_CHECK_INTERVAL", 1.0)
         monkeypatch.setattr(redis, "time", SimpleNamespace(monotonic=lambda: now[-1]))
         told = iter([True, False, False, False, False, False, True, True])
-        monkeypatch.setattr(RedisNews, "_tell", lambda *_: next(told))
+        monkeypatch.setattr(RedisNews, "_send_changes", lambda *_: next(told))
         never: Any = Never()
-        news._send(never)
+        news._run_sender(never)
 
         assert timeouts == [1.0, 2.0, 4.0, 8.0, 10.0, 10.0, 1.0]
 
@@ -822,9 +827,9 @@ class TestLosses:
             logging.getLogger("resilience").addHandler(handler)
             try:
                 server.down = ConnectionError()
-                server.wait_for(lambda: news._link._failing == {"receive"})
+                server.wait_for(lambda: news._connection_log._failing == {"receive"})
                 server.down = None
-                server.wait_for(lambda: not news._link._failing)
+                server.wait_for(lambda: not news._connection_log._failing)
                 server.deliver(json.dumps(OPENED))
                 server.wait_for(lambda: breaker.state is State.OPEN)
                 server.settle()
@@ -1023,6 +1028,6 @@ class TestLife:
         strange = SimpleNamespace(gethostname=lambda: "h\xf6st\n" + "x" * 100)
         monkeypatch.setattr(redis, "socket", strange)
 
-        names = {redis._name_process() for _ in range(5)}
+        names = {redis._make_process_name() for _ in range(5)}
         assert len(names) == 5
         assert all(name.startswith(f"host:{os.getpid()}:") for name in names)

@@ -1,7 +1,7 @@
-"""Messages between processes about changes of their breakers, and the effect of a message.
+"""Changes of breakers that processes send to each other, and what a received change does.
 
-Nothing here uses a network. Every process has its own breakers, and sends their changes to others;
-a change that a message has caused is never sent again.
+Nothing here uses a network. Each process has its own breakers. A change that was received from
+another process is never sent again.
 """
 
 import json
@@ -16,16 +16,16 @@ from resilience._breaker.events import UNNAMED
 from resilience._breaker.periods import Closed, HalfOpen, Open, Period
 from resilience._log import logger
 
-LARGEST_MESSAGE = 1024
-"""Limit of a message in bytes; every message of this library is shorter."""
+MAX_MESSAGE_BYTES = 1024
+"""Longest message that is read, in bytes; all messages of this library are shorter."""
 
-_LARGEST_TEXT = 100
-_LONGEST = 1e9  # seconds, as in the settings
-_GRACE = 2.0  # seconds for which an isolation that has already ended is still sent
+_MAX_TEXT_LENGTH = 100
+_MAX_SECONDS = 1e9  # seconds, as in the settings
+_GRACE_PERIOD = 2.0  # seconds after its end in which an isolation is still sent
 
 
 class Kind(Enum):
-    """What has happened to a breaker."""
+    """What happened to a breaker."""
 
     OPENED = "opened"
     CLOSED = "closed"
@@ -33,20 +33,21 @@ class Kind(Enum):
     RESET = "reset"
 
 
-OF_OPERATORS = frozenset({Kind.ISOLATED, Kind.RESET})
+OPERATOR_KINDS = frozenset({Kind.ISOLATED, Kind.RESET})
 """Changes that only `isolate()` and `reset()` cause."""
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class News:
+class Change:
     """A change of one breaker.
 
     Attributes:
-        kind: What has happened.
+        kind: What happened to the breaker.
         name: Name of the breaker.
         seconds: Remaining open time in seconds.
-        planned: Length of the open period without jitter and delay; the next one grows from it.
+        planned: Length of the open period in seconds, without jitter and requested delay; the next
+            period grows from it.
         error: Type name of the failure that opened the breaker; "" if there was none.
         origin: Name of the process that sent the message.
     """
@@ -59,30 +60,35 @@ class News:
     error: str = ""
 
     def to_json(self) -> str:
-        """Return the message."""
+        """Return the message that other processes can parse."""
         return json.dumps({**asdict(self), "kind": self.kind.value}, separators=(",", ":"))
 
 
-def read_news(message: object) -> News | None:
-    """Return the content of a message; None if any part of it is not valid."""
+def parse_change(message: object) -> Change | None:
+    """Return the change that a message describes; None if any part of it is invalid."""
     try:
         encoded = message.encode() if isinstance(message, str) else message
-        if not isinstance(encoded, bytes) or len(encoded) > LARGEST_MESSAGE:
+        if not isinstance(encoded, bytes) or len(encoded) > MAX_MESSAGE_BYTES:
             return None
         fields: object = json.loads(encoded)
     except (ValueError, RecursionError):
         return None
-    return _check(cast("dict[str, object]", fields)) if isinstance(fields, dict) else None
+    return _parse_fields(cast("dict[str, object]", fields)) if isinstance(fields, dict) else None
 
 
-def _check(fields: Mapping[str, object]) -> News | None:
+def _parse_fields(fields: Mapping[str, object]) -> Change | None:
     kind, name, origin = fields.get("kind"), fields.get("name"), fields.get("origin")
     seconds, planned, error = fields.get("seconds"), fields.get("planned"), fields.get("error")
     if not (isinstance(kind, str) and kind in _KINDS and isinstance(name, str)):
         return None
-    if not (is_plain(origin) and is_plain(error) and _is_time(seconds) and _is_time(planned)):
+    if not (
+        is_safe_text(origin)
+        and is_safe_text(error)
+        and _is_duration(seconds)
+        and _is_duration(planned)
+    ):
         return None
-    return News(
+    return Change(
         kind=_KINDS[kind],
         name=name,
         origin=origin,
@@ -95,36 +101,36 @@ def _check(fields: Mapping[str, object]) -> News | None:
 _KINDS = {kind.value: kind for kind in Kind}
 
 
-def is_plain(text: object) -> TypeGuard[str]:
-    """Tell whether a text may be part of a message and of a log line."""
-    if not isinstance(text, str) or len(text) > _LARGEST_TEXT:
+def is_safe_text(text: object) -> TypeGuard[str]:
+    """Return whether a text may be part of a message and of a log line."""
+    if not isinstance(text, str) or len(text) > _MAX_TEXT_LENGTH:
         return False
     return text.isascii() and text.isprintable()
 
 
-def _is_time(seconds: object) -> TypeGuard[float]:
+def _is_duration(seconds: object) -> TypeGuard[float]:
     if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
         return False
-    return 0 <= seconds <= _LONGEST
+    return 0 <= seconds <= _MAX_SECONDS
 
 
 @final
-class Watch:
-    """Sends the changes of one breaker, and applies the messages of other processes to it.
+class BreakerSync:
+    """Finds the changes of one breaker to send, and applies those of other processes to it.
 
-    Both are decided under the breaker's lock, so that a change caused by a message is marked before
-    it could be sent.
+    Both are decided under the breaker's lock: a received change is marked as known to the others
+    in the same locked section that applies it, so it cannot be sent.
     """
 
     __slots__ = (
         "_breaker",
         "_is_attached",
-        "_known",
-        "_known_until",
         "_max_seconds",
         "_name",
         "_on_change",
         "_operators",
+        "_shared",
+        "_shared_until",
         "has_changed",
     )
 
@@ -132,39 +138,39 @@ class Watch:
         self,
         name: str,
         breaker: CircuitBreaker,
-        on_change: "Callable[[Watch], object]",
+        on_change: "Callable[[BreakerSync], object]",
         *,
         max_seconds: float,
         operators: bool,
     ) -> None:
-        """Prepare to call a function when the breaker has changed; it must not block or raise."""
+        """Keep a breaker, and a function to call after each change; it must not block or raise."""
         self._name = name
         self._breaker = breaker
         self._max_seconds = max_seconds
         self._operators = operators
         self._on_change = on_change
         # Set before `on_change` is called, and cleared before the breaker is read. If two threads
-        # find it clear, both call `on_change`, which does no harm.
+        # read False, both call `on_change`, which is harmless.
         self.has_changed: bool = False
-        # Guarded by the breaker's lock: the last period that other processes know, and until when
-        # they know it; infinity if it need not be sent again, even if sending has failed.
+        # Guarded by the breaker's lock: the last period that other processes know, and the end of
+        # it that they know. Infinity if it was received: then it is never sent again.
         self._is_attached = False
-        self._known: Period | None = Closed()
-        self._known_until = math.inf
+        self._shared: Period | None = Closed()
+        self._shared_until = math.inf
 
     def attach(self) -> None:
-        """Begin to send changes; of earlier changes only an open period is sent."""
+        """Start to find changes; of the changes before, only an open period is sent."""
         self._breaker._events.run_locked(self._attach_locked)
 
     def _attach_locked(self) -> None:
         events = self._breaker._events
         if not isinstance(self._breaker._period, Open):
-            self._known = self._breaker._period
+            self._shared = self._breaker._period
         self._is_attached = True
         events.watchers = (*events.watchers, self._notify)
 
     def detach(self) -> None:
-        """Stop sending changes and applying messages."""
+        """Stop finding changes and applying those of other processes."""
         self._breaker._events.run_locked(self._detach_locked)
 
     def _detach_locked(self) -> None:
@@ -173,111 +179,112 @@ class Watch:
         events.watchers = tuple(each for each in events.watchers if each != self._notify)
 
     def _notify(self) -> None:
-        """Called after a change of the breaker, in the thread of a call or in a signal handler."""
+        """Report a change of the breaker; called in the thread of a call or in a signal handler."""
         if not self.has_changed:
             self.has_changed = True
             self._on_change(self)
 
     # ---- sending
 
-    def look(self, origin: str) -> News | None:
+    def take_change(self, origin: str) -> Change | None:
         """Return the change to send, and mark it as sent; None if there is none.
 
-        An open period is sent again if it has become much longer. One without an end is sent again
-        from time to time, since other processes keep it only for `max_seconds`.
+        An open period is sent again if it was lengthened by more than `max_seconds / 30`. One
+        without an end is sent again at that interval, since other processes keep it for at most
+        `max_seconds`.
         """
         self.has_changed = False
         now = self._breaker._config.clock()
-        return self._breaker._events.run_locked(self._look_locked, now, origin)
+        return self._breaker._events.run_locked(self._take_change_locked, now, origin)
 
-    def _look_locked(self, now: float, origin: str) -> News | None:
+    def _take_change_locked(self, now: float, origin: str) -> Change | None:
         period = self._breaker._period
         if isinstance(period, HalfOpen):
             return None
         if isinstance(period, Open):
-            return self._look_at_open_locked(period, now, origin)
+            return self._take_opening_locked(period, now, origin)
         # Only a reset clears the number of openings.
         kind = Kind.CLOSED if self._breaker._opened_count else Kind.RESET
-        if period is self._known or (kind is Kind.RESET and not self._operators):
+        if period is self._shared or (kind is Kind.RESET and not self._operators):
             return None
-        self._known, self._known_until = period, now
-        return News(kind=kind, name=self._name, origin=origin)
+        self._shared, self._shared_until = period, now
+        return Change(kind=kind, name=self._name, origin=origin)
 
-    def _look_at_open_locked(self, period: Open, now: float, origin: str) -> News | None:
+    def _take_opening_locked(self, period: Open, now: float, origin: str) -> Change | None:
         if period.is_isolated and not self._operators:
             return None
         until = min(period.until, now + self._max_seconds)
-        if until <= now - (_GRACE if period.is_isolated else 0.0):
-            return None  # it has ended before it could be sent
-        if period is self._known and until <= self._known_until + self._max_seconds / 30:
+        if until <= now - (_GRACE_PERIOD if period.is_isolated else 0.0):
+            return None  # it ended before it could be sent
+        if period is self._shared and until <= self._shared_until + self._max_seconds / 30:
             return None
-        self._known, self._known_until = period, until
+        self._shared, self._shared_until = period, until
         error = (period.reason or "").partition(":")[0].partition(" ")[0]
-        return News(
+        return Change(
             kind=Kind.ISOLATED if period.is_isolated else Kind.OPENED,
             name=self._name,
             origin=origin,
             seconds=max(0.0, until - now),
             planned=period.seconds,
-            error=error if is_plain(error) else "Exception",
+            error=error if is_safe_text(error) else "Exception",
         )
 
-    def forget(self) -> None:
-        """Send the present period again, since sending it has failed."""
-        self._breaker._events.run_locked(self._forget_locked, None)
+    def mark_unsent(self) -> None:
+        """Have the present period sent again, because sending it has failed."""
+        self._breaker._events.run_locked(self._mark_unsent_locked, None)
 
-    def forget_opening(self) -> None:
-        """Send the present period again if it is open, since others may have lost it."""
-        self._breaker._events.run_locked(self._forget_locked, Open)
+    def mark_opening_unsent(self) -> None:
+        """Have the present period sent again if it is open, because others may have lost it."""
+        self._breaker._events.run_locked(self._mark_unsent_locked, Open)
 
-    def _forget_locked(self, kind: type[Open] | None) -> None:
-        is_own = self._known_until < math.inf
-        if is_own and (kind is None or isinstance(self._known, kind)):
-            self._known = None
+    def _mark_unsent_locked(self, kind: type[Open] | None) -> None:
+        is_own = self._shared_until < math.inf
+        if is_own and (kind is None or isinstance(self._shared, kind)):
+            self._shared = None
 
     # ---- receiving
 
-    def hear(self, news: News) -> None:
-        """Apply the change of another process to this breaker, for at most `max_seconds`."""
-        if news.kind in OF_OPERATORS and not self._operators:
+    def apply(self, change: Change) -> None:
+        """Apply a change of another process; the breaker stays open for at most `max_seconds`."""
+        if change.kind in OPERATOR_KINDS and not self._operators:
             return
         breaker = self._breaker
-        jitter = 1.0 if news.kind is Kind.ISOLATED else breaker._open_time.draw_jitter()
-        seconds = min(news.seconds * jitter, self._max_seconds)
+        jitter = 1.0 if change.kind is Kind.ISOLATED else breaker._open_time.draw_jitter()
+        seconds = min(change.seconds * jitter, self._max_seconds)
         now = breaker._config.clock()
-        if breaker._events.run_locked(self._hear_locked, news, now, now + seconds):
-            self._log(news)
+        if breaker._events.run_locked(self._apply_locked, change, now, now + seconds):
+            self._log(change)
 
-    def _hear_locked(self, news: News, now: float, until: float) -> bool:
-        """Return whether the state or its reason has changed."""
+    def _apply_locked(self, change: Change, now: float, until: float) -> bool:
+        """Apply a change; return whether the period was replaced."""
         if not self._is_attached:
             return False
         period = self._breaker._present_locked(now)
-        if news.kind is Kind.CLOSED:
-            return self._probe_locked(period)
-        if news.kind is Kind.RESET:
+        if change.kind is Kind.CLOSED:
+            return self._half_open_locked(period)
+        if change.kind is Kind.RESET:
             return self._reset_locked(period)
-        return self._open_locked(period, news, until)
+        return self._open_locked(period, change, until)
 
-    def _open_locked(self, period: Period, news: News, until: float) -> bool:
-        is_isolated = news.kind is Kind.ISOLATED
+    def _open_locked(self, period: Period, change: Change, until: float) -> bool:
+        is_isolated = change.kind is Kind.ISOLATED
         if isinstance(period, Open) and (period.is_isolated or not is_isolated):
-            # Only another isolation lengthens an isolation; no period is shortened.
+            # An isolation is lengthened only by another isolation; no period is shortened.
             if period.is_isolated is is_isolated and period.until < until:
                 period.until = until
-                self._known, self._known_until = period, math.inf
+                self._shared, self._shared_until = period, math.inf
             return False
         opened = Open(
             until,
-            seconds=max(news.planned, self._breaker._open_time.reset_timeout),
+            seconds=max(change.planned, self._breaker._open_time.reset_timeout),
             failures=period.failures,
-            reason=None if is_isolated else f"{news.error} (news from {news.origin})",
+            reason=None if is_isolated else f"{change.error} (reported by {change.origin})",
             is_isolated=is_isolated,
         )
         return self._replace_locked(period, opened)
 
-    def _probe_locked(self, period: Period) -> bool:
-        # If the breaker is closed or half-open, it admits calls already. An isolation is not ended.
+    def _half_open_locked(self, period: Period) -> bool:
+        # A closed or half-open breaker admits calls already. An isolation is not ended.
         if isinstance(period, Open) and not period.is_isolated:
             return self._replace_locked(period, HalfOpen(period))
         return False
@@ -289,20 +296,20 @@ class Watch:
         return has_changed
 
     def _replace_locked(self, old: Period, new: Period) -> bool:
-        # Marked before it becomes the present period, so that it is never sent.
-        self._known, self._known_until = new, math.inf
+        # Marked as known before it becomes the present period, so that it is never sent.
+        self._shared, self._shared_until = new, math.inf
         return self._breaker._transition_locked(old, new)
 
-    def _log(self, news: News) -> None:
+    def _log(self, change: Change) -> None:
         logger.info(
-            "circuit %s was %s in %s",
+            "circuit %s was %s in process %s",
             self._breaker.name or UNNAMED,
-            news.kind.value,
-            news.origin,
+            change.kind.value,
+            change.origin,
             extra={
                 "resilience_circuit": self._breaker.name,
-                "resilience_news": news.kind.value,
-                "resilience_origin": news.origin,
-                "resilience_error": news.error or None,
+                "resilience_change": change.kind.value,
+                "resilience_origin": change.origin,
+                "resilience_error": change.error or None,
             },
         )

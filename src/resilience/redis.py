@@ -1,4 +1,4 @@
-"""Messages between processes about breakers that open or close, through Redis.
+"""Messages between processes about breakers that open or close, sent through Redis.
 
 The application makes the client; this module does not import the client's library.
 """
@@ -27,13 +27,13 @@ from resilience import _settings
 from resilience._breaker.breaker import CircuitBreaker
 from resilience._fork import restart_after_fork
 from resilience._log import log_suppressed, logger
-from resilience._news import Kind, News, Watch, is_plain, read_news
+from resilience._news import BreakerSync, Change, Kind, is_safe_text, parse_change
 
-_TICK = 1.0  # seconds between two checks of all breakers, and of whether this was closed
-_SILENCE = 5.0  # seconds without a message until a ping, and then until the connection is dropped
-_LARGEST_NAME = 256  # bytes, so that each message is shorter than the limit of the reader
-_KEPT = (Kind.OPENED, Kind.ISOLATED)
-_SHORTEST_DELAY, _LONGEST_DELAY = 0.1, 10.0  # seconds before Redis is tried again
+_CHECK_INTERVAL = 1.0  # seconds between two checks of all breakers; `close()` is noticed as often
+_PING_AFTER = 5.0  # seconds without a message until a ping; after twice as many, reconnect
+_MAX_NAME_BYTES = 256  # so that each message is shorter than `MAX_MESSAGE_BYTES`
+_STORED_KINDS = (Kind.OPENED, Kind.ISOLATED)
+_MIN_RETRY_DELAY, _MAX_RETRY_DELAY = 0.1, 10.0  # seconds
 
 
 class Subscription(Protocol):
@@ -132,12 +132,12 @@ class RedisNews(_settings.Uncopyable):
     __slots__ = (
         "__weakref__",
         "_client",
-        "_link",
+        "_connection_log",
+        "_control",
         "_namespace",
         "_operators",
         "_origin",
-        "_run",
-        "_watches",
+        "_syncs",
     )
 
     def __init__(
@@ -152,12 +152,12 @@ class RedisNews(_settings.Uncopyable):
         """Start the threads.
 
         Args:
-            client: A `redis.Redis`, or an object with the same methods. It needs two connections.
-                Set its `socket_timeout`, so that a lost connection is detected.
+            client: A `redis.Redis`, or an object with the same methods. Two of its connections are
+                used. Set its `socket_timeout`, so that a lost connection is detected.
             namespace: Prefix of the names of the channel and of all keys. Only breakers of the same
                 namespace exchange messages.
-            breakers: Breakers by names that are the same in all processes, such as the `breakers`
-                of a group. Providers that are added to the group later are not included.
+            breakers: Breakers by name, such as the `breakers` of a group. A breaker must have the
+                same name in all processes. Providers added to the group later are not included.
             max_seconds: Longest time for which a message keeps a breaker open, in seconds or as a
                 `timedelta`; 0 for 300 seconds.
             operators: Whether `isolate()` and `reset()` in one process have the same effect in the
@@ -178,25 +178,25 @@ class RedisNews(_settings.Uncopyable):
         self._operators = operators
         seconds = _settings.check_seconds("max_seconds", max_seconds, 300.0)
         _settings.check_type("breakers", breakers, Mapping)
-        self._watches: dict[str, Watch] = {}
+        self._syncs: dict[str, BreakerSync] = {}
         for name, breaker in breakers.items():
             _check_name("name", name)
             _settings.check_type(f"breakers[{name!r}]", breaker, CircuitBreaker)
-            self._watches[name] = Watch(
-                name, breaker, self._put, max_seconds=seconds, operators=operators
+            self._syncs[name] = BreakerSync(
+                name, breaker, self._enqueue, max_seconds=seconds, operators=operators
             )
-        self._run = _Run()
-        for watch in self._watches.values():
-            watch.attach()
-        self._start()
+        self._control = _ThreadControl()
+        for sync in self._syncs.values():
+            sync.attach()
+        self._start_threads()
         restart_after_fork(self)
 
     @override
     def __repr__(self) -> str:
-        return f"<RedisNews {self._namespace!r} of {', '.join(map(repr, self._watches))}>"
+        return f"<RedisNews {self._namespace!r} of {', '.join(map(repr, self._syncs))}>"
 
     def __enter__(self) -> Self:
-        """Return this object; the end of the `with` statement closes it."""
+        """Return this object; it is closed at the end of the `with` statement."""
         return self
 
     def __exit__(
@@ -211,23 +211,24 @@ class RedisNews(_settings.Uncopyable):
     def close(self) -> None:
         """Stop sending messages, and ignore those of other processes.
 
-        Returns at once. The threads end, and return their connections, within a second, or as soon
-        as the operation for which they are waiting has ended.
+        Does not wait for the threads: they end, and return their connections, within a second, or
+        when the present operation of the client ends. Closing again does nothing.
         """
-        for watch in self._watches.values():
-            watch.detach()
-        self._run.end()
+        for sync in self._syncs.values():
+            sync.detach()
+        self._control.stop()
 
-    def _put(self, watch: Watch) -> None:
-        self._run.changes.put(watch)
+    def _enqueue(self, sync: BreakerSync) -> None:
+        """Have the sender check a breaker; does not block."""
+        self._control.changed.put(sync)
 
-    def _start(self) -> None:
-        """Start the threads of this process."""
-        self._origin = _name_process()
-        self._link = _Link(self._namespace)
+    def _start_threads(self) -> None:
+        """Start the two threads."""
+        self._origin = _make_process_name()
+        self._connection_log = _ConnectionLog(self._namespace)
         try:
-            for name, loop in (("send", self._send), ("receive", self._receive)):
-                thread = Thread(target=loop, args=(self._run,), name=f"resilience-redis-{name}")
+            for name, loop in (("send", self._run_sender), ("receive", self._run_receiver)):
+                thread = Thread(target=loop, args=(self._control,), name=f"resilience-redis-{name}")
                 thread.daemon = True
                 # In an empty context: some Pythons let a thread inherit the context and keep it.
                 Context().run(thread.start)
@@ -236,139 +237,141 @@ class RedisNews(_settings.Uncopyable):
             raise
 
     def _restart_after_fork(self) -> None:
-        if self._run.is_over:
+        if self._control.is_stopped:
             return
-        self._run.is_over = True  # if one of the two threads has forked, it ends in the child
-        self._run = _Run()
+        self._control.is_stopped = True  # ends the thread that has forked, if it is one of ours
+        self._control = _ThreadControl()
         try:
-            self._start()
+            self._start_threads()
         except Exception as raised:  # no thread can be started; a fork hook has no caller
             log_suppressed("RedisNews", raised)
 
     # ---- sending
 
-    def _send(self, run: "_Run") -> None:
-        """Send each change at once, and check all breakers from time to time."""
-        delay, due = _TICK, 0.0
-        while not run.is_over:
+    def _run_sender(self, control: "_ThreadControl") -> None:
+        """Send each change at once, and check all breakers once per `_CHECK_INTERVAL`."""
+        delay, due = _CHECK_INTERVAL, 0.0
+        while not control.is_stopped:
             left = due - time.monotonic()
             if left <= 0:
-                is_complete = self._tell(self._watches.values())
+                is_complete = self._send_changes(self._syncs.values())
                 if is_complete:
-                    self._link.works("send")
-                delay = _TICK if is_complete else min(2 * delay, _LONGEST_DELAY)
+                    self._connection_log.report_success("send")
+                delay = _CHECK_INTERVAL if is_complete else min(2 * delay, _MAX_RETRY_DELAY)
                 due = time.monotonic() + delay
                 continue
             with suppress(Empty):
-                if watch := run.changes.get(timeout=left):
-                    self._tell((watch,))
+                if sync := control.changed.get(timeout=left):
+                    self._send_changes((sync,))
                 else:
                     due = 0.0
 
-    def _tell(self, watches: Iterable[Watch]) -> bool:
-        """Send what has changed; False if that is not possible now."""
+    def _send_changes(self, syncs: Iterable[BreakerSync]) -> bool:
+        """Send the changes of some breakers; return False if that fails."""
         try:
-            for watch in watches:
-                if news := watch.look(self._origin):
-                    self._publish(watch, news)
+            for sync in syncs:
+                if change := sync.take_change(self._origin):
+                    self._publish(sync, change)
         except Exception as error:
-            self._link.fails("send", error)
+            self._connection_log.report_failure("send", error)
             return False
         return True
 
-    def _publish(self, watch: Watch, news: News) -> None:
+    def _publish(self, sync: BreakerSync, change: Change) -> None:
         try:
-            _raise_first(self._prepare(news).execute(raise_on_error=False))
+            _raise_first(self._make_commands(change).execute(raise_on_error=False))
         except BaseException:
-            watch.forget()
+            sync.mark_unsent()
             raise
 
-    def _prepare(self, news: News) -> Pipeline:
-        """Return the commands that send a message."""
+    def _make_commands(self, change: Change) -> Pipeline:
+        """Return the commands that store and publish a change, not yet sent."""
         pipeline = self._client.pipeline(transaction=False)
         # First the key, then the message: a process that starts subscribes first and then reads.
-        if news.kind in _KEPT:
-            milliseconds = max(1, round(news.seconds * 1000))
-            pipeline.set(self._key(news.kind, news.name), news.to_json(), px=milliseconds)
+        if change.kind in _STORED_KINDS:
+            milliseconds = max(1, round(change.seconds * 1000))
+            pipeline.set(self._key(change.kind, change.name), change.to_json(), px=milliseconds)
         else:
-            for kind in (Kind.OPENED,) if news.kind is Kind.CLOSED else _KEPT:
-                pipeline.delete(self._key(kind, news.name))
-        pipeline.publish(self._channel, news.to_json())
+            for kind in (Kind.OPENED,) if change.kind is Kind.CLOSED else _STORED_KINDS:
+                pipeline.delete(self._key(kind, change.name))
+        pipeline.publish(self._channel, change.to_json())
         return pipeline
 
     # ---- receiving
 
-    def _receive(self, run: "_Run") -> None:
-        """Read the channel, and try again whenever that fails."""
-        delay = _SHORTEST_DELAY
-        while not run.is_over:
+    def _run_receiver(self, control: "_ThreadControl") -> None:
+        """Subscribe to the channel and read it; subscribe again after each failure."""
+        delay = _MIN_RETRY_DELAY
+        while not control.is_stopped:
             began = time.monotonic()
             try:
                 with closing(self._client.pubsub()) as subscription:
                     subscription.subscribe(self._channel)
-                    self._follow(subscription, run)
+                    self._read_channel(subscription, control)
             except Exception as error:
-                if not run.is_over:
-                    self._link.fails("receive", error)
-            if time.monotonic() - began > _LONGEST_DELAY:
-                delay = _SHORTEST_DELAY
-            run.pause(delay)
-            delay = min(2 * delay, _LONGEST_DELAY)
+                if not control.is_stopped:
+                    self._connection_log.report_failure("receive", error)
+            if time.monotonic() - began > _MAX_RETRY_DELAY:
+                delay = _MIN_RETRY_DELAY
+            control.pause(delay)
+            delay = min(2 * delay, _MAX_RETRY_DELAY)
 
-    def _follow(self, subscription: Subscription, run: "_Run") -> None:
-        heard, is_asked, catch_up_at = time.monotonic(), False, math.inf
-        while not run.is_over:
-            message = subscription.get_message(timeout=_TICK)
+    def _read_channel(self, subscription: Subscription, control: "_ThreadControl") -> None:
+        last_received, is_pinged, exchange_at = time.monotonic(), False, math.inf
+        while not control.is_stopped:
+            message = subscription.get_message(timeout=_CHECK_INTERVAL)
             now = time.monotonic()
             if message is not None:
-                heard, is_asked = now, False
+                last_received, is_pinged = now, False
                 if message["type"] == "message":
-                    self._hear(read_news(message["data"]))
+                    self._apply(parse_change(message["data"]))
                 elif message["type"] == "subscribe":  # also after the client has connected again
-                    self._link.works("receive")
-                    catch_up_at = now
-            elif now - heard > 2 * _SILENCE:
-                msg = f"Redis has been silent for {now - heard:.0f} s"
+                    self._connection_log.report_success("receive")
+                    exchange_at = now
+            elif now - last_received > 2 * _PING_AFTER:
+                msg = f"no message from Redis for {now - last_received:.0f} s"
                 raise TimeoutError(msg)
-            elif now - heard > _SILENCE and not is_asked:
+            elif now - last_received > _PING_AFTER and not is_pinged:
                 subscription.ping()
-                is_asked = True
-            if now >= catch_up_at:
-                catch_up_at = math.inf if self._catch_up(run) else now + _TICK
+                is_pinged = True
+            if now >= exchange_at:
+                exchange_at = math.inf if self._exchange_open(control) else now + _CHECK_INTERVAL
 
-    def _catch_up(self, run: "_Run") -> bool:
-        """Read what is open in other processes, and send what is open here; False on failure."""
+    def _exchange_open(self, control: "_ThreadControl") -> bool:
+        """Apply the stored open periods, and have those of this process sent; False on failure."""
         try:
-            self._read_kept()
+            self._apply_stored()
         except Exception as error:
-            self._link.fails("read", error)
+            self._connection_log.report_failure("read", error)
             return False
-        self._link.works("read")
-        for watch in self._watches.values():
-            watch.forget_opening()
-        run.changes.put(None)
+        self._connection_log.report_success("read")
+        for sync in self._syncs.values():
+            sync.mark_opening_unsent()
+        control.changed.put(None)
         return True
 
-    def _read_kept(self) -> None:
+    def _apply_stored(self) -> None:
+        """Apply the open periods that Redis has stored."""
         pipeline = self._client.pipeline(transaction=False)
-        kept = [(kind, name) for name in self._watches for kind in _KEPT]
-        for kind, name in kept:
+        stored = [(kind, name) for name in self._syncs for kind in _STORED_KINDS]
+        for kind, name in stored:
             pipeline.get(self._key(kind, name))
             pipeline.pttl(self._key(kind, name))
-        replies = pipeline.execute(raise_on_error=False) if kept else ()
-        for (kind, name), message, left in zip(kept, replies[::2], replies[1::2], strict=True):
-            if not isinstance(left, int) or left <= 0:  # a key of ours always expires
+        replies = pipeline.execute(raise_on_error=False) if stored else ()
+        for (kind, name), message, left in zip(stored, replies[::2], replies[1::2], strict=True):
+            if not isinstance(left, int) or left <= 0:  # our keys always expire
                 continue
-            news = read_news(message)
-            if news and (news.kind, news.name) == (kind, name):
-                self._hear(replace(news, seconds=min(news.seconds, left / 1000)))
+            change = parse_change(message)
+            if change and (change.kind, change.name) == (kind, name):
+                self._apply(replace(change, seconds=min(change.seconds, left / 1000)))
         _raise_first(replies)
 
-    def _hear(self, news: News | None) -> None:
-        if news is None or news.origin == self._origin or news.name not in self._watches:
+    def _apply(self, change: Change | None) -> None:
+        """Apply a change, unless it is invalid, of this process or of an unknown breaker."""
+        if change is None or change.origin == self._origin or change.name not in self._syncs:
             return
         try:
-            self._watches[news.name].hear(news)
+            self._syncs[change.name].apply(change)
         except Exception as raised:  # raised by the breaker's clock or a log handler
             with suppress(Exception):
                 log_suppressed("RedisNews", raised)
@@ -384,55 +387,57 @@ class RedisNews(_settings.Uncopyable):
 
 
 @final
-class _Run:
-    """The queues for which the threads of one process wait."""
+class _ThreadControl:
+    """Stops the two threads of one process, and wakes them from waiting."""
 
-    __slots__ = ("_pauses", "changes", "is_over")
+    __slots__ = ("_pauses", "changed", "is_stopped")
 
     def __init__(self) -> None:
-        self.is_over = False
+        self.is_stopped = False
         # A breaker that has changed, or None to check all. A breaker is added again only after it
-        # was checked, so each has two entries at most.
-        self.changes: SimpleQueue[Watch | None] = SimpleQueue()
+        # was checked, so each has at most two entries.
+        self.changed: SimpleQueue[BreakerSync | None] = SimpleQueue()
         self._pauses: SimpleQueue[None] = SimpleQueue()
 
     def pause(self, seconds: float) -> None:
-        """Wait for some seconds, or until the end of the run."""
+        """Wait for some seconds, or until `stop` is called."""
         with suppress(Empty):
             self._pauses.get(timeout=seconds)
 
-    def end(self) -> None:
-        """Make the threads end."""
-        self.is_over = True
-        self.changes.put(None)
+    def stop(self) -> None:
+        """End the threads."""
+        self.is_stopped = True
+        self.changed.put(None)
         self._pauses.put(None)
 
 
 @final
-class _Link:
-    """Logs once when the first part fails, and once when all parts work again."""
+class _ConnectionLog:
+    """Logs once when the first operation fails, and once when all of them work again."""
 
     def __init__(self, namespace: str) -> None:
         self._namespace = namespace
         self._lock = Lock()
         self._failing: set[str] = set()  # guarded by the lock
 
-    def fails(self, part: str, error: Exception) -> None:
-        """Record that a part fails."""
+    def report_failure(self, operation: str, error: Exception) -> None:
+        """Record that an operation has failed."""
         with self._lock:
             is_first = not self._failing
-            self._failing.add(part)
+            self._failing.add(operation)
         if is_first:
-            self._log(logging.WARNING, "Redis news of %s stopped: %s", type(error).__name__)
+            self._log(
+                logging.WARNING, "Redis messages of namespace %s stopped: %s", type(error).__name__
+            )
 
-    def works(self, part: str) -> None:
-        """Record that a part works."""
+    def report_success(self, operation: str) -> None:
+        """Record that an operation works."""
         with self._lock:
             was_failing = bool(self._failing)
-            self._failing.discard(part)
+            self._failing.discard(operation)
             is_last = was_failing and not self._failing
         if is_last:
-            self._log(logging.INFO, "Redis news of %s resumed")
+            self._log(logging.INFO, "Redis messages of namespace %s resumed")
 
     def _log(self, level: int, text: str, *error: str) -> None:
         extra = {
@@ -445,16 +450,16 @@ class _Link:
 
 def _check_name(setting: str, value: object) -> str:
     name = _settings.check_name(setting, value)
-    if not name or len(json.dumps(name)) > _LARGEST_NAME:
-        msg = f"{setting} must have 1 to {_LARGEST_NAME} bytes as JSON, got {value!r}"
+    if not name or len(json.dumps(name)) > _MAX_NAME_BYTES:
+        msg = f"{setting} must have 1 to {_MAX_NAME_BYTES} bytes as JSON, got {value!r}"
         raise ValueError(msg)
     return name
 
 
-def _name_process() -> str:
+def _make_process_name() -> str:
     """Return a unique name of this process that people can read."""
     host = socket.gethostname()[:50]
-    return f"{host if is_plain(host) else 'host'}:{os.getpid()}:{secrets.token_hex(4)}"
+    return f"{host if is_safe_text(host) else 'host'}:{os.getpid()}:{secrets.token_hex(4)}"
 
 
 def _raise_first(replies: Iterable[object]) -> None:

@@ -1,4 +1,4 @@
-"""News between processes and threads, through a real Redis that is killed, stopped, full or filled.
+"""Messages between processes, through a real Redis that is killed, stopped, full or filled.
 
 With `-s` it prints what it has measured.
 """
@@ -103,7 +103,7 @@ class Records(logging.Handler):
 
     @override
     def emit(self, record: logging.LogRecord) -> None:
-        if record.msg.startswith("Redis news"):
+        if record.msg.startswith("Redis messages"):
             self.lines.append((record.levelname, record.getMessage()))
 
 
@@ -181,7 +181,7 @@ def subscribers(client: Any, namespace: str = "chat") -> int:  # noqa: ANN401
 @pytest.mark.parametrize("protocol", [2, 3])
 @pytest.mark.parametrize("decode_responses", [False, True])
 def test_every_kind_of_client(start: Start, protocol: int, *, decode_responses: bool) -> None:
-    """News arrive, live and from the key, whether the client decodes and in either protocol."""
+    """Messages arrive, live and from the key, whether the client decodes and in either protocol."""
     settings = {"protocol": protocol, "decode_responses": decode_responses}
     first, second = start(settings=settings), start(settings=settings)
     first.fail()
@@ -281,7 +281,10 @@ def test_is_full(server: Server, start: Start, records: Records) -> None:
         wait_for(client.keys)
         wait_for(lambda: len(records.lines) == 2)
 
-    assert records.lines[0] == ("WARNING", "Redis news of chat stopped: OutOfMemoryError")
+    assert records.lines[0] == (
+        "WARNING",
+        "Redis messages of namespace chat stopped: OutOfMemoryError",
+    )
 
 
 @pytest.mark.parametrize("decode_responses", [False, True])
@@ -332,7 +335,7 @@ def test_a_thousand_openings(server: Server, start: Start) -> None:
         for breaker in many.values():
             flapping.fail()
             flapping.breaker.reset()
-            longest = max(longest, flapping.news._run.changes.qsize())
+            longest = max(longest, flapping.news._control.changed.qsize())
             with pytest.raises(ConnectionError), breaker.guard():
                 raise ConnectionError
         took = time.monotonic() - began

@@ -295,12 +295,12 @@ def test_another_thread_is_faster() -> None:
     another = -1
 
     def be_faster() -> None:
-        disturbed.queue._announcer = another
+        disturbed.queue._dispatcher = another
 
     disturbed.lock.after_release = lambda: setattr(disturbed.lock, "after_acquire", be_faster)
     disturbed.add("first")
     before = list(disturbed.seen)
-    disturbed.queue._announcer = None  # it ends
+    disturbed.queue._dispatcher = None  # it ends
     disturbed.add("second")
 
     assert before == []

@@ -14,7 +14,7 @@ from resilience.providers._speech import (
     check_audio,
     choose_format,
     own_options,
-    pieces,
+    split_text,
 )
 
 VOICE = tts.VoiceProfile(id="-")
@@ -23,7 +23,7 @@ FORMATS = {"pcm_s16le": {24_000: "pcm24", 8_000: "pcm8"}, "mp3": {22_050: "mp3"}
 
 def cut(*fragments: str, encoding: str | None = None) -> list[str]:
     """Return the pieces of a text."""
-    return list(pieces(fragments, tts.VoiceProfile(id="-", encoding=encoding)))
+    return list(split_text(fragments, tts.VoiceProfile(id="-", encoding=encoding)))
 
 
 @given(st.lists(st.text(alphabet="ab 1.!?\n-\u3002", max_size=300), max_size=30))
@@ -57,7 +57,7 @@ def test_ends_of_sentences(end: str) -> None:
     """A piece ends with a sentence, as soon as it is complete."""
     first = "a" * SHORTEST + end
 
-    assert next(iter(pieces(endless(first), VOICE))) == first
+    assert next(iter(split_text(endless(first), VOICE))) == first
 
 
 def endless(first: str) -> Iterator[str]:

@@ -30,7 +30,7 @@ RESET_TIMEOUT = 10
 STATE = {str(breaker_module.__file__): frozenset({"_period", "failures", "until"})}
 """What is read without the lock to admit calls and to record outcomes."""
 
-EVENTS = {**STATE, str(events.__file__): frozenset({"_announcer"})}
+EVENTS = {**STATE, str(events.__file__): frozenset({"_dispatcher"})}
 """The same, and what is read without the lock to announce changes."""
 
 Script = tuple[str, ...]

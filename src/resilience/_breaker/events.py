@@ -1,4 +1,4 @@
-"""Changes of state under one lock, announced in order, one at a time, and outside the lock."""
+"""The lock of a breaker, and its events: dispatched in order, one at a time, outside the lock."""
 
 import logging
 from collections.abc import Callable
@@ -19,16 +19,16 @@ UNNAMED = "(unnamed)"
 
 @final
 class EventQueue:
-    """The lock of a breaker, and the changes of state that are made under it.
+    """The lock of a breaker, and the events of the changes that are made under it.
 
-    The thread that makes a change announces it, after the lock is released. If another thread is
-    announcing at that time, it also announces this change. A change that a listener causes is
-    announced after the present one.
+    The thread that makes a change dispatches its event, after the lock is released. If another
+    thread is dispatching at that time, that thread also dispatches this event. An event that a
+    listener causes is dispatched after the present one.
     """
 
     __slots__ = (
         "__weakref__",
-        "_announcer",
+        "_dispatcher",
         "_events",
         "_inside",
         "_listener",
@@ -39,10 +39,10 @@ class EventQueue:
     )
 
     def __init__(self, listener: Callable[[StateChange], object] | None) -> None:
-        """Make an empty queue for a listener."""
+        """Keep the listener of a breaker."""
         self._listener = listener
         # Exceptions with which a framework interrupts the caller of a group: they are not
-        # suppressed if they are raised in a hook. Written before the breaker is used.
+        # suppressed if a hook raises them. Set before the breaker is used.
         self.interrupt_on: tuple[type[BaseException], ...] = ()
         # Called for each change, before the listener, which may be slow. They must neither block
         # nor raise. Replaced as a whole, with the lock held; read without it.
@@ -53,9 +53,9 @@ class EventQueue:
         # The threads that hold the lock, are about to take it, or have just released it. A thread
         # adds and discards only itself, and a set does each in one step.
         self._inside: set[int] = set()
-        # Guarded by the lock. The thread that announces is written without it by that thread alone.
+        # Guarded by the lock. `_dispatcher` is cleared without it, but only by that thread itself.
         self._events: list[StateChange] = []
-        self._announcer: int | None = None
+        self._dispatcher: int | None = None
         # Adds an event; called with the lock held, right after the change of state. It is the
         # method of the list itself: in a Python function, a signal handler could add a later event
         # before this one.
@@ -63,12 +63,12 @@ class EventQueue:
         renew_after_fork(self)
 
     def run_locked(self, change: Callable[[*Ts], R], *args: *Ts) -> R:
-        """Make a change of state under the lock, then announce the events that it has caused."""
+        """Make a change of state under the lock, then dispatch the events that it has caused."""
         thread, inside = get_ident(), self._inside
         is_nested = thread in inside
         try:
             # Before the lock is taken, and until after its release. In the other order, code that a
-            # signal or a garbage collection runs in between would announce under the lock.
+            # signal or a garbage collection runs in between would dispatch events under the lock.
             inside.add(thread)
             with self._lock:
                 result = change(*args)
@@ -77,35 +77,35 @@ class EventQueue:
                 inside.discard(thread)
                 # Without the lock: a thread always sees the events that it has added itself.
                 if self._events:
-                    self._announce_all()
+                    self._dispatch_all()
         # Not inside the section: an exception between a `return` there and the release of the lock
         # would leave it locked for ever.
         return result
 
-    def _announce_all(self) -> None:
-        # Without the lock: a thread that announces first clears `_announcer`, and then checks for
-        # further events; this thread has added its events before it reads `_announcer`. So one of
-        # the two threads announces them.
-        announcer, thread = self._announcer, get_ident()
-        if announcer is not None:
+    def _dispatch_all(self) -> None:
+        # Without the lock: a dispatching thread first clears `_dispatcher`, and then checks for
+        # further events; this thread has added its events before it reads `_dispatcher`. So one of
+        # the two threads dispatches them.
+        dispatcher, thread = self._dispatcher, get_ident()
+        if dispatcher is not None:
             return
         try:
             if self.run_locked(self._start_locked, thread):
                 while self._events:
-                    self._announce_first()
+                    self._dispatch_first()
         finally:
             # Without the lock: only this thread writes and removes its own number.
-            if self._announcer == thread:
-                self._announcer = None
-                if self._events:  # added by a thread that relies on this one to announce them
-                    self._announce_all()
+            if self._dispatcher == thread:
+                self._dispatcher = None
+                if self._events:  # added by a thread that left them to this one
+                    self._dispatch_all()
 
     def _start_locked(self, thread: int) -> bool:
-        if self._announcer is None:
-            self._announcer = thread
-        return self._announcer == thread
+        if self._dispatcher is None:
+            self._dispatcher = thread
+        return self._dispatcher == thread
 
-    def _announce_first(self) -> None:
+    def _dispatch_first(self) -> None:
         change = self._events[0]
         try:
             # Inside `try`: if the thread is interrupted, either the event is still in the queue or
@@ -124,13 +124,13 @@ class EventQueue:
                     log_suppressed("on_state_change", raised)
 
     def _renew_after_fork(self) -> None:
-        """Replace the lock, and forget the threads of the parent; in the child."""
+        """Replace the lock, and remove the threads of the parent; in the child."""
         thread = get_ident()
         self._lock = RLock()
         # Changed in place: this thread may itself have forked in a locked section or a listener.
         self._inside.intersection_update({thread})
-        if self._announcer != thread:
-            self._announcer = None
+        if self._dispatcher != thread:
+            self._dispatcher = None
 
 
 def _log(change: StateChange) -> None:

@@ -12,15 +12,15 @@ from resilience._log import log_suppressed
 
 
 class Opening(NamedTuple):
-    """What is needed to open the breaker because of a failure.
+    """The values with which a failure opens the breaker.
 
-    It is made before the lock is taken, since that calls foreign code.
+    They are computed before the lock is taken, because that calls foreign code.
     """
 
     reason: str
-    """Type and message of the failure."""
+    """Type and message of the failure, as text."""
     delay: float | None
-    """Seconds that the provider asks for."""
+    """Delay that the provider requests, in seconds; None if it requests none."""
     jitter: float
     """Factor by which the period is lengthened."""
 
@@ -32,7 +32,7 @@ class OpenTime:
     __slots__ = ("_jitter", "_maximum", "reset_timeout")
 
     def __init__(self, config: CircuitBreakerConfig) -> None:
-        """Read the lengths from the settings."""
+        """Read the settings of a breaker."""
         self.reset_timeout: float = _settings.check_seconds(
             "reset_timeout", config.reset_timeout, 30.0
         )
@@ -57,7 +57,7 @@ def requested_delay(
     error: Exception,
     interrupt_on: tuple[type[BaseException], ...],
 ) -> float | None:
-    """Return the seconds that the provider asks for; None if it does not ask for a delay.
+    """Return the delay in seconds that the provider requests; None if it requests none.
 
     A bool is treated as None, because `isinstance(error, RateLimitError) and 60` may be False. A
     hook that raises is logged and treated as if it had returned None.

@@ -32,7 +32,9 @@ class Opened(Generic[H]):
     def __init__(self, call: Call[Any]) -> None:
         """Prepare to open a handle in the context of a call."""
         self.call: Call[Any] = call
-        self._context = call.context  # that of this thread; what follows may run on a worker
+        self._context = (
+            call.context
+        )  # copied in this thread; the handle may be opened on a worker thread
         self.was_closed: bool = False
         self._closing = Lock()  # taken by the thread that closes
         self._handles: defaultdict[int, H] = defaultdict()
@@ -43,7 +45,7 @@ class Opened(Generic[H]):
             self.close_quietly()
 
     def open(self, open_handle: Callable[[T], H], provider: T, required: tuple[str, ...]) -> None:
-        """Open the handle; raise if what the provider returns is none."""
+        """Open the handle; raise if the provider returned something else."""
         handle = call_and_hold(self._handles, self._context, open_handle, provider)
         if type(handle) in NO_ANSWER or not all(hasattr(handle, name) for name in required):
             call, wrong = self.call, self._handles.pop(0)
@@ -51,7 +53,7 @@ class Opened(Generic[H]):
 
     @property
     def handle(self) -> H:
-        """The object that the provider has returned."""
+        """The object that the provider returned."""
         return self._handles[0]
 
     def close(self) -> None:
@@ -61,7 +63,7 @@ class Opened(Generic[H]):
         try:
             self._context.run(self._close)
         finally:
-            if not self.was_closed:  # this thread was interrupted before that
+            if not self.was_closed:  # interrupted before the handle was closed
                 self._closing.release()
 
     def _close(self) -> None:
@@ -72,7 +74,7 @@ class Opened(Generic[H]):
                 _settings.refuse_coroutine(f"close() of {self.call.member.name!r}", close())
 
     def close_quietly(self) -> None:
-        """Close the handle, and log an exception of it."""
+        """Close the handle; an exception is logged."""
         try:
             self.close()
         except self.call.member.config.interrupt_on:
@@ -82,7 +84,7 @@ class Opened(Generic[H]):
 
 
 class Session(_settings.Uncopyable, Generic[H]):
-    """A handle H of the first provider that could open one; its life is one call to the breaker.
+    """A handle H of the first provider that could open one; a session is one call of the breaker.
 
     The first exception that a function called by `execute` or `stream` raises settles the call: it
     has failed, or is ignored if the exception does not count. The call has succeeded if the session
@@ -107,7 +109,7 @@ class Session(_settings.Uncopyable, Generic[H]):
 
     @property
     def handle(self) -> H:
-        """The object that the provider has opened; using it directly never settles the call."""
+        """The object that the provider opened; exceptions of its methods are not recorded."""
         return self._opened.handle
 
     @property
@@ -168,14 +170,14 @@ class Session(_settings.Uncopyable, Generic[H]):
         if exc is None:
             self.close()
         else:
-            self._give_up()
+            self._cancel()
 
     def __del__(self) -> None:
         """Close a session that was never closed, as neither a success nor a failure."""
         if hasattr(self, "_call"):  # if missing, the constructor was interrupted
-            self._give_up()
+            self._cancel()
 
-    def _give_up(self) -> None:
+    def _cancel(self) -> None:
         try:
             self._call.cancel()
         finally:
@@ -223,12 +225,12 @@ def open_session(
     make: Callable[[Opened[H]], S],
     required: tuple[str, ...] = (),
 ) -> S:
-    """Open a handle with one provider after the other, and make a session S from it.
+    """Open a handle with one provider after the other, and return a session S for it.
 
     Args:
         attempts: Attempts with providers T.
         open_handle: Function of a provider that opens a handle.
-        make: Makes the session.
+        make: Function of the opened handle that returns the session.
         required: Methods that the handle must have.
 
     Returns:

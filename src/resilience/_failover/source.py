@@ -37,7 +37,7 @@ class ProviderStream(Generic[R]):
     def __init__(
         self, context: Context, interrupt_on: tuple[type[BaseException], ...] = ()
     ) -> None:
-        """Prepare to call a provider in a context, and to own what it returns.
+        """Prepare to call a provider in a context, and to hold what it returns.
 
         If closing raises an exception in `interrupt_on`, `close()` raises it; others are logged.
         """
@@ -58,16 +58,16 @@ class ProviderStream(Generic[R]):
                 self._context.run(self._close)
 
     def open(self, fn: Callable[[T], Iterable[R]], argument: T) -> Iterable[R]:
-        """Call a function of the provider, and own what it returns."""
+        """Call a function of the provider, and hold what it returns."""
         return call_and_hold(self._returned, self._context, fn, argument)
 
     def release(self) -> Iterable[R]:
-        """Return what the provider has returned, which is not closed then."""
+        """Return what the provider returned, without closing it."""
         return self._returned.pop(0)
 
     @property
     def returned(self) -> object:
-        """What the provider has returned."""
+        """What the provider returned."""
         return self._returned.get(0)
 
     def read_first(
@@ -78,7 +78,7 @@ class ProviderStream(Generic[R]):
         """Read the first item that is not empty, if there is one, unless the stream is closed.
 
         Args:
-            is_empty: Tells whether an item is empty.
+            is_empty: Function of an item that returns whether it is empty.
             on_empty: Called for each empty item.
 
         Returns:
@@ -143,18 +143,18 @@ class ProviderStream(Generic[R]):
 def call_and_hold(
     held: "defaultdict[int, R]", context: Context, fn: Callable[[T], R], argument: T
 ) -> R:
-    """Call a function in a context; a dictionary has its result from the moment of its return."""
-    # A dictionary calls its factory in C alone: an exception that is thrown into this thread cannot
-    # strike between the return of the function and the moment when the dictionary has the result.
+    """Call a function in a context, and store its result in a dictionary without a gap."""
+    # A `defaultdict` calls its factory and stores the result in C code: an exception that is thrown
+    # into this thread cannot be raised between the two steps.
     held.default_factory = cast("Callable[[], R]", partial(context.run, fn, argument))
     try:
         return held[0]
     finally:
-        held.default_factory = None  # it holds the provider
+        held.default_factory = None  # it refers to the provider
 
 
 def is_iterable(value: object) -> bool:
-    """Tell whether a value can be iterated over, without starting it."""
+    """Return whether a value is iterable, without iterating over it."""
     return hasattr(type(value), "__iter__") or hasattr(type(value), "__getitem__")
 
 

@@ -10,11 +10,11 @@ from resilience import tts
 from resilience.exceptions import UnsupportedRequestError
 from resilience.providers._speech import (
     check_audio,
-    check_manner,
+    check_speaking_style,
     choose_format,
     own_options,
-    pieces,
     refuse,
+    split_text,
 )
 
 _SPEECH_FORMATS: Mapping[str, Mapping[int, str]] = {
@@ -25,7 +25,7 @@ _SPEECH_FORMATS: Mapping[str, Mapping[int, str]] = {
 
 
 class _SpeechClient(Protocol):
-    """What is used of `openai.OpenAI` for speech."""
+    """The parts of `openai.OpenAI` that are used for speech."""
 
     @property
     @abstractmethod
@@ -34,16 +34,17 @@ class _SpeechClient(Protocol):
 
 @final
 class OpenAITTS(tts.Provider):
-    """Speech of OpenAI's voices, one request for some sentences.
+    """Speech of OpenAI's voices, one request for one or more sentences.
 
-    The text is read sentence by sentence. Each request is streamed; its timeout and its retries are
-    the client's. Audio is 16-bit PCM at 24 kHz unless the voice says otherwise.
+    The text is read sentence by sentence. Each request is streamed, with the timeout and
+    the retries of the client. Audio is 16-bit PCM at 24 kHz, unless the voice requests another
+    format.
 
     May be used by any number of threads.
     """
 
     def __init__(self, client: _SpeechClient, model: str) -> None:
-        """Speak with a client that the application has made, and closes.
+        """Use a client that the application makes and closes.
 
         Args:
             client: An `openai.OpenAI`, made with a timeout and `max_retries=0`.
@@ -58,18 +59,18 @@ class OpenAITTS(tts.Provider):
 
         Args:
             text: Fragments of the text.
-            voice: Voice to speak with. It cannot have a language, since the models take that of the
-                text. `extra["openai"]` holds further arguments of the client's
+            voice: Voice to speak with. Its language must be None, because the models detect it
+                from the text. `extra["openai"]` has further arguments of the client's
                 `audio.speech.create`.
 
         Returns:
             The audio in order. Closing it closes the response that is being read.
 
         Raises:
-            UnsupportedRequestError: The model cannot do what the voice asks for.
-            Exception: There is no audio; iterating may raise it, too.
+            UnsupportedRequestError: The model does not support a setting of the voice.
+            Exception: The request failed, or the response has no audio; raised by iterating.
         """
-        return self._speak(pieces(text, voice), _speech_options(self._model, voice))
+        return self._speak(split_text(text, voice), _speech_options(self._model, voice))
 
     def _speak(self, texts: Iterable[str], options: Mapping[str, Any]) -> Iterator[bytes]:
         create = self._client.audio.speech.with_streaming_response.create
@@ -90,7 +91,7 @@ class OpenAITTS(tts.Provider):
 
 def _speech_options(model: str, voice: tts.VoiceProfile) -> dict[str, Any]:
     has_instructions = not model.startswith("tts-1")
-    check_manner("openai", voice, slowest=0.25, fastest=4.0, instructions=has_instructions)
+    check_speaking_style("openai", voice, slowest=0.25, fastest=4.0, instructions=has_instructions)
     if voice.language:
         refuse("openai", "language", voice.language)
     options = {

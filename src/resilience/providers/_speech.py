@@ -1,4 +1,4 @@
-"""What the speech providers share: cutting a text, choosing a format, checking the audio."""
+"""Functions that the speech providers share: split a text, choose a format, check the audio."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,28 +12,28 @@ T = TypeVar("T")
 PCM = "pcm_s16le"
 JOINABLE = {PCM, "mulaw", "alaw", "mp3", "aac"}  # audio of several requests may be concatenated
 
-SHORTEST = 40  # characters of the first request, unless the text is shorter
+SHORTEST = 40  # characters of the first request; fewer only if the whole text is shorter
 LONGEST = 1_000  # characters of one request; no vendor accepts fewer
 
-# A full stop or the like with closing quotes and a blank, a full stop of Chinese, or a new line.
+# The end of a sentence: punctuation, closing quotes and a space; CJK punctuation; or a newline.
 _END = re.compile(r"[.!?\u2026][\"'\u201d\u2019\xbb)\]]*\s|[\u3002\uff01\uff1f\n]")
 
 
 def refuse(vendor: str, setting: str, value: object) -> NoReturn:
-    """Raise `UnsupportedRequestError` for a setting that a vendor cannot carry."""
+    """Raise `UnsupportedRequestError` for a setting that a vendor does not support."""
     msg = f"{vendor} does not support {setting}={value!r}"
     raise UnsupportedRequestError(msg)
 
 
 def own_options(vendor: str, extra: Mapping[str, object] | None) -> dict[str, Any]:
-    """Return the options of one vendor."""
+    """Return the options of one vendor in `extra`."""
     return dict(cast("Mapping[str, object]", (extra or {}).get(vendor) or {}))
 
 
-def check_manner(
+def check_speaking_style(
     vendor: str, voice: tts.VoiceProfile, *, slowest: float, fastest: float, instructions: bool
 ) -> None:
-    """Refuse a pitch, and a speed or instructions that the vendor does not take."""
+    """Refuse a pitch, a speed outside the range, and instructions that are not supported."""
     if voice.pitch:
         refuse(vendor, "pitch", voice.pitch)
     if not slowest <= voice.speed <= fastest:
@@ -57,7 +57,7 @@ def choose_format(
         The format.
 
     Raises:
-        UnsupportedRequestError: There is none.
+        UnsupportedRequestError: The vendor has no such format.
     """
     rates = formats.get(voice.encoding or PCM)
     if rates is None:
@@ -68,10 +68,10 @@ def choose_format(
     return rates[rate]
 
 
-def pieces(text: Iterable[str], voice: tts.VoiceProfile) -> Iterator[str]:
+def split_text(text: Iterable[str], voice: tts.VoiceProfile) -> Iterator[str]:
     """Yield the text of each request: some sentences, as soon as they have been read.
 
-    The whole text is one piece if the audio of several requests would be no valid file.
+    The whole text is one piece if the audio of several requests cannot be concatenated.
     """
     if (voice.encoding or PCM) in JOINABLE:
         yield from _sentences(text)
@@ -87,7 +87,7 @@ def _sentences(text: Iterable[str]) -> Iterator[str]:
             piece, rest = rest[:end], rest[end:]
             if _has_text(piece):
                 yield piece
-                # While a piece is heard the next one is written, which may be longer; a long text
+                # The next piece is read while this one is played, so it may be longer: a long text
                 # takes few requests.
                 shortest = min(2 * shortest, LONGEST // 2)
     if _has_text(rest):
@@ -105,7 +105,7 @@ def _end_of_piece(text: str, shortest: int) -> int:
 
 
 def _has_text(text: str) -> bool:
-    """Tell whether there is something to pronounce: a letter or a digit, in any script."""
+    """Return whether a text has a letter or a digit, in any script."""
     return any(map(str.isalnum, text))
 
 
@@ -115,11 +115,11 @@ def check_audio(
     """Yield the audio of a response.
 
     Raises:
-        ConnectionError: The response is no audio, or is empty.
+        ConnectionError: The response has another content type, or is empty.
     """
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind.startswith("text/") or kind == "application/json":
-        msg = f"{vendor} answered with {kind}, which is no audio"
+        msg = f"{vendor} answered with {kind}, which is not audio"
         raise ConnectionError(msg)
     is_empty = True
     for chunk in filter(None, chunks):

@@ -29,12 +29,12 @@ _FINISH_REASONS = {
 }
 _PICTURES = {"image/gif", "image/jpeg", "image/png", "image/webp"}
 _DOCUMENTS = {"application/pdf", "text/plain"}
-# There is no code for it. A message that is worded differently stays a wrong request.
+# There is no error code for it. Any other message is treated as an invalid request.
 _TOO_LONG = ("prompt is too long", "exceed context limit", "exceeds the context window")
 
 
 class _Client(Protocol):
-    """What is used of `anthropic.Anthropic`."""
+    """The parts of `anthropic.Anthropic` that are used."""
 
     @property
     def messages(self) -> Any: ...
@@ -167,7 +167,7 @@ class AnthropicLLM(llm.Provider):
         return {**arguments, **_own(request.extra)}
 
     def _check(self, request: llm.CompletionRequest) -> None:
-        """Raise if the vendor or the model cannot do what is asked for."""
+        """Raise if the vendor or the model does not support the request."""
         reasons = request.reasoning_effort not in {None, "none"}
         unknown = {
             "temperature": request.temperature is not None,
@@ -185,7 +185,7 @@ class AnthropicLLM(llm.Provider):
                 raise UnsupportedRequestError(what)
 
     def _conversation(self, messages: Iterable[llm.Message]) -> dict[str, Any]:
-        """Return the system prompt, and turns of the user and the assistant by turns."""
+        """Return the system prompt, and alternating turns of the user and the assistant."""
         system: list[dict[str, Any]] = []
         turns: list[dict[str, Any]] = []
         for message in messages:
@@ -243,7 +243,7 @@ def _own(extra: Mapping[str, object] | None) -> dict[str, Any]:
 
 
 def _identity(call: str) -> str:
-    """Return the id of a call in the letters that the vendor accepts; others use more."""
+    """Return the id of a tool call, with the characters replaced that the vendor rejects."""
     return re.sub(r"[^\w-]", "_", call, flags=re.ASCII)
 
 
@@ -269,7 +269,7 @@ def _tool_use(call: llm.ToolCall) -> dict[str, Any]:
 
 
 def _apply(block: dict[str, Any], delta: Any) -> llm.Chunk:
-    """Add a delta to its block, and return what it shows."""
+    """Add a delta to its block, and return the chunk for it."""
     if delta.type == "text_delta":
         block["text"] += delta.text
         return llm.Chunk(content=delta.text)
@@ -286,7 +286,7 @@ def _apply(block: dict[str, Any], delta: Any) -> llm.Chunk:
 
 
 def _ending(blocks: list[dict[str, Any]], end: Any) -> dict[str, Any]:
-    """Return what is known at the end of an answer only."""
+    """Return the last chunk, with what is known only at the end of an answer."""
     reason = getattr(end, "stop_reason", None)
     finish_reason = _FINISH_REASONS.get(reason or "", reason)
     calls: list[llm.ToolCall] = []
@@ -316,7 +316,7 @@ def _join(blocks: list[dict[str, Any]], kind: str) -> str:
 
 
 def _usage(usage: Any, start: Any = None) -> llm.Usage | None:
-    """Translate the usage; at the end of a stream, what is not repeated is that of its start."""
+    """Translate the usage; what the end of a stream does not repeat is taken from its start."""
     if usage is None:
         return None
 
@@ -336,7 +336,7 @@ def _usage(usage: Any, start: Any = None) -> llm.Usage | None:
 
 @contextmanager
 def _errors_of_the_contract() -> Generator[None]:
-    """Raise what the contract asks for where the vendor says that the request is too long."""
+    """Raise the contract's exception if the vendor reports that the request is too long."""
     try:
         yield
     except Exception as error:

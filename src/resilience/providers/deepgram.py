@@ -14,11 +14,11 @@ from resilience import stt, tts
 from resilience.exceptions import UnsupportedRequestError
 from resilience.providers._speech import (
     check_audio,
-    check_manner,
+    check_speaking_style,
     choose_format,
     own_options,
-    pieces,
     refuse,
+    split_text,
 )
 
 _VENDOR = "deepgram"
@@ -57,7 +57,7 @@ _FORMATS: Mapping[str, Mapping[int, Mapping[str, object]]] = {
 
 
 class _Client(Protocol):
-    """What is used of `deepgram.DeepgramClient`."""
+    """The parts of `deepgram.DeepgramClient` that are used."""
 
     @property
     @abstractmethod
@@ -80,14 +80,14 @@ class DeepgramSTT(stt.Provider):
     """
 
     def __init__(self, client: _Client, model: str, *, timeout: float = 10.0) -> None:
-        """Recognise with a client that the application has made, and closes.
+        """Use a client that the application makes and closes.
 
         Args:
             client: A `deepgram.DeepgramClient`.
             model: Name of the model, such as "nova-3". The models named "flux" have another
                 interface and are not supported.
-            timeout: Seconds that the server may take where it must say something: between two
-                messages after `finish()`, and in answer to `set_keywords`.
+            timeout: Longest time in seconds between two messages of the server after `finish()`,
+                and until its answer to `set_keywords`.
         """
         self._client = client
         self._model = model
@@ -97,19 +97,19 @@ class DeepgramSTT(stt.Provider):
     def start_stream(self, config: stt.StreamConfig) -> "DeepgramSession":
         """Start a session; returns when the websocket is open.
 
-        The client waits up to ten seconds for that.
+        The client waits for that for at most ten seconds.
 
         Args:
-            config: The audio of the session. If it has several channels, each is recognised by
-                itself. `extra["deepgram"]` holds further arguments of the client's
+            config: The audio of the session. If it has several channels, each is recognised
+                separately. `extra["deepgram"]` has further arguments of the client's
                 `listen.v1.connect`, such as `{"smart_format": "true", "diarize_model": "latest"}`.
 
         Returns:
             A session, which the caller closes.
 
         Raises:
-            UnsupportedRequestError: The model cannot do what the configuration asks for.
-            Exception: The session cannot be started; whatever the client raises.
+            UnsupportedRequestError: The model does not support a setting of the configuration.
+            Exception: The session cannot be started; the client's exception is raised unchanged.
         """
         options = _listen_options(self._model, config)
         connection = ExitStack()
@@ -125,16 +125,16 @@ class DeepgramSTT(stt.Provider):
 class DeepgramSession(stt.SessionHandle):
     """A recognition session over a websocket.
 
-    One thread reads the websocket, another keeps it open while no audio is sent; `close()` ends
-    both. Any number of threads may use a session.
+    One thread receives messages, another sends keep-alive messages; `close()` ends both. May be
+    used by any number of threads.
 
-    A final transcript has `ends_utterance` where Deepgram's `speech_final` is true, and for each of
-    its `UtteranceEnd` messages, then without text. `extra["deepgram"]` of a transcript is the
-    message from which it was made. Transcripts that have no text and end nothing are left out.
+    `ends_utterance` of a final transcript is Deepgram's `speech_final`. An `UtteranceEnd` message
+    is a final transcript without text that has `ends_utterance`. Other transcripts without text
+    are discarded. `extra["deepgram"]` of a transcript is the message from which it was made.
     """
 
     def __init__(self, socket: Any, connection: ExitStack, timeout: float) -> None:
-        """Read from a websocket that is open."""
+        """Start the threads for an open websocket."""
         self._socket = socket
         self._connection = connection
         self._timeout = timeout
@@ -144,7 +144,7 @@ class DeepgramSession(stt.SessionHandle):
         self._error: Exception | None = None
         self._last_message = monotonic()
         self._finished = Event()
-        self._needs_nothing = Event()  # to be kept open
+        self._keep_alive_stopped = Event()
         self._configuring = Lock()
         self._closing = Lock()  # taken once, by the thread that closes
         self._threads = [
@@ -169,7 +169,7 @@ class DeepgramSession(stt.SessionHandle):
         return self._read(self._finals)
 
     def finish(self) -> None:
-        """Tell Deepgram that no more audio comes; the transcripts end after the last words.
+        """Send the end of the audio; the transcripts end after the last words.
 
         Raises:
             Exception: The session is broken.
@@ -177,13 +177,15 @@ class DeepgramSession(stt.SessionHandle):
         self._check()
         self._last_message = monotonic()
         self._finished.set()
-        self._needs_nothing.set()
+        self._keep_alive_stopped.set()
         self._socket.send_close_stream()
 
     @override
     def set_keywords(self, keywords: Sequence[stt.Keyword]) -> None:
         request = _Json(type="Configure", keyterms=_key_terms(keywords))
-        with self._configuring:  # a second request before the answer would be refused
+        with (
+            self._configuring
+        ):  # Deepgram rejects a second request before it has answered the first
             self._socket.send_configure(request)
             try:
                 answer = self._answers.get(timeout=self._timeout)
@@ -202,14 +204,14 @@ class DeepgramSession(stt.SessionHandle):
     @override
     def close(self) -> None:
         if self._closing.acquire(blocking=False):
-            self._needs_nothing.set()
+            self._keep_alive_stopped.set()
             self._connection.close()
             for thread in self._threads:
                 if thread is not current_thread():  # a finalizer may run in any thread
                     thread.join()
 
     def _receive(self) -> None:
-        """Distribute the messages until the websocket is closed."""
+        """Put each message into its queue until the websocket is closed."""
         error: Exception | None = None
         try:
             for message in self._socket:
@@ -221,7 +223,7 @@ class DeepgramSession(stt.SessionHandle):
             error = raised
         if not self._closing.locked():
             self._error = error
-        self._needs_nothing.set()
+        self._keep_alive_stopped.set()
         for queue in (self._partials, self._finals, self._answers):
             queue.put(None)
 
@@ -240,8 +242,8 @@ class DeepgramSession(stt.SessionHandle):
             raise ConnectionError(msg)
 
     def _keep_alive(self) -> None:
-        while not self._needs_nothing.wait(_KEEP_ALIVE):
-            with suppress(Exception):  # the other thread reports it
+        while not self._keep_alive_stopped.wait(_KEEP_ALIVE):
+            with suppress(Exception):  # the receiving thread reports it
                 self._socket.send_keep_alive()
 
     def _read(self, queue: SimpleQueue[stt.Transcript | None]) -> Iterator[stt.Transcript]:
@@ -255,7 +257,7 @@ class DeepgramSession(stt.SessionHandle):
             try:
                 return queue.get(timeout=self._timeout)
             except Empty:
-                # Before finish() the silence may be the speaker's.
+                # Before finish(), the speaker may be silent.
                 silence = monotonic() - self._last_message
                 if self._finished.is_set() and silence >= self._timeout:
                     msg = f"{_VENDOR} did not end the session after finish()"
@@ -270,7 +272,7 @@ class _Json(dict[str, object]):
     """A message that the client can send, as it sends its own models."""
 
     def dict(self) -> "_Json":
-        """Return what the client turns into JSON."""
+        """Return this message, which the client encodes as JSON."""
         return self
 
 
@@ -352,16 +354,17 @@ def _channel(index_and_count: Sequence[int]) -> int | None:
 
 @final
 class DeepgramTTS(tts.Provider):
-    """Speech of Deepgram's voices, one request for some sentences.
+    """Speech of Deepgram's voices, one request for one or more sentences.
 
-    The text is read sentence by sentence. Each request is streamed; its timeout and its retries are
-    the client's. Audio is 16-bit PCM at 24 kHz unless the voice says otherwise.
+    The text is read sentence by sentence. Each request is streamed, with the timeout and
+    the retries of the client. Audio is 16-bit PCM at 24 kHz, unless the voice requests another
+    format.
 
     May be used by any number of threads.
     """
 
     def __init__(self, client: _Client) -> None:
-        """Speak with a client that the application has made, and closes.
+        """Use a client that the application makes and closes.
 
         Args:
             client: A `deepgram.DeepgramClient`, made with `max_retries=0`.
@@ -375,17 +378,17 @@ class DeepgramTTS(tts.Provider):
         Args:
             text: Fragments of the text.
             voice: Voice to speak with; its id is a model, such as "aura-2-thalia-en".
-                `extra["deepgram"]` holds further arguments of the client's
+                `extra["deepgram"]` has further arguments of the client's
                 `speak.v1.audio.generate`, such as `{"bit_rate": 48000}`.
 
         Returns:
             The audio in order. Closing it closes the response that is being read.
 
         Raises:
-            UnsupportedRequestError: Deepgram cannot do what the voice asks for.
-            Exception: There is no audio; iterating may raise it, too.
+            UnsupportedRequestError: Deepgram does not support a setting of the voice.
+            Exception: The request failed, or the response has no audio; raised by iterating.
         """
-        return self._speak(pieces(text, voice), _speak_options(voice))
+        return self._speak(split_text(text, voice), _speak_options(voice))
 
     def _speak(self, texts: Iterable[str], options: Mapping[str, Any]) -> Iterator[bytes]:
         generate = self._client.speak.v1.audio.with_raw_response.generate
@@ -407,12 +410,12 @@ class DeepgramTTS(tts.Provider):
 
     @override
     def clone_voice(self, samples: Sequence[bytes]) -> tts.VoiceProfile:
-        msg = f"{_VENDOR} makes no voices from recordings"
+        msg = f"{_VENDOR} does not clone voices"
         raise UnsupportedRequestError(msg)
 
 
 def _speak_options(voice: tts.VoiceProfile) -> dict[str, Any]:
-    check_manner(_VENDOR, voice, slowest=0.7, fastest=1.5, instructions=False)
+    check_speaking_style(_VENDOR, voice, slowest=0.7, fastest=1.5, instructions=False)
     language = (voice.language or "").partition("-")[0].lower()
     if language and language != voice.id.rpartition("-")[2]:  # the id ends with it
         refuse(f"{_VENDOR} voice {voice.id}", "language", voice.language)

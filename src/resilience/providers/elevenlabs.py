@@ -9,11 +9,11 @@ from typing_extensions import override
 from resilience import tts
 from resilience.providers._speech import (
     check_audio,
-    check_manner,
+    check_speaking_style,
     choose_format,
     own_options,
-    pieces,
     refuse,
+    split_text,
 )
 
 _VENDOR = "elevenlabs"
@@ -27,11 +27,13 @@ _FORMATS: Mapping[str, Mapping[int, str]] = {
     "opus": {48_000: "opus_48000_128"},
 }
 _ENGLISH = {"eleven_flash_v2", "eleven_turbo_v2", "eleven_monolingual_v1"}
-_NO_RETRIES = {"max_retries": 0}  # the client cannot be made so; it never retries a stream
+_NO_RETRIES = {
+    "max_retries": 0
+}  # the client has no such setting of its own; it never retries a stream
 
 
 class _Client(Protocol):
-    """What is used of `elevenlabs.ElevenLabs`."""
+    """The parts of `elevenlabs.ElevenLabs` that are used."""
 
     @property
     @abstractmethod
@@ -44,16 +46,16 @@ class _Client(Protocol):
 
 @final
 class ElevenLabsTTS(tts.Provider):
-    """Speech of the voices of ElevenLabs, one request for some sentences.
+    """Speech of the voices of ElevenLabs, one request for one or more sentences.
 
     The text is read sentence by sentence. Each request is streamed and not retried; its timeout is
-    the client's. Audio is 16-bit PCM at 24 kHz unless the voice says otherwise.
+    the client's. Audio is 16-bit PCM at 24 kHz unless the voice requests another format.
 
     May be used by any number of threads.
     """
 
     def __init__(self, client: _Client, model: str) -> None:
-        """Speak with a client that the application has made.
+        """Use a client that the application makes and closes.
 
         Args:
             client: An `elevenlabs.ElevenLabs`.
@@ -69,17 +71,17 @@ class ElevenLabsTTS(tts.Provider):
         Args:
             text: Fragments of the text.
             voice: Voice to speak with. Of its language, the part before the first hyphen is sent.
-                `extra["elevenlabs"]` holds further arguments of the client's
+                `extra["elevenlabs"]` has further arguments of the client's
                 `text_to_speech.stream`, such as `{"voice_settings": {"stability": 0.4}}`.
 
         Returns:
             The audio in order. Closing it closes the response that is being read.
 
         Raises:
-            UnsupportedRequestError: The model cannot do what the voice asks for.
-            Exception: There is no audio; iterating may raise it, too.
+            UnsupportedRequestError: The model does not support a setting of the voice.
+            Exception: The request failed, or the response has no audio; raised by iterating.
         """
-        return self._speak(pieces(text, voice), voice.id, _options(self._model, voice))
+        return self._speak(split_text(text, voice), voice.id, _options(self._model, voice))
 
     def _speak(
         self, texts: Iterable[str], voice_id: str, options: Mapping[str, Any]
@@ -114,7 +116,7 @@ class ElevenLabsTTS(tts.Provider):
 
 
 def _options(model: str, voice: tts.VoiceProfile) -> dict[str, Any]:
-    check_manner(_VENDOR, voice, slowest=0.7, fastest=1.2, instructions=False)
+    check_speaking_style(_VENDOR, voice, slowest=0.7, fastest=1.2, instructions=False)
     own = own_options(_VENDOR, voice.extra)
     given = dict(own.pop("voice_settings", ()))  # a mapping, or the client's `VoiceSettings`
     settings = {name: value for name, value in given.items() if value is not None}
@@ -131,7 +133,7 @@ def _options(model: str, voice: tts.VoiceProfile) -> dict[str, Any]:
 
 def _language_code(model: str, language: str) -> str:
     code = language.partition("-")[0].lower()
-    # These would speak the language that they find in the text.
+    # These models detect the language from the text.
     if "multilingual" in model or (model in _ENGLISH and code != "en"):
         refuse(f"{_VENDOR} model {model}", "language", language)
     return code

@@ -28,14 +28,14 @@ _FINISH_REASONS = {"STOP": "stop", "MAX_TOKENS": "length"} | dict.fromkeys(
     "content_filter",
 )
 _MODES = {"auto": "AUTO", "none": "NONE", "required": "ANY"}
-# What the vendor accepts instead of a signature, for calls that another model has made.
+# The vendor accepts this placeholder instead of a signature, for tool calls of other models.
 _NO_SIGNATURE = b"skip_thought_signature_validator"
-# There is no code for it. A message that is worded differently stays a wrong request.
+# There is no error code for it. Any other message is treated as an invalid request.
 _TOO_LONG = "exceeds the maximum number of tokens"
 
 
 class _Client(Protocol):
-    """What is used of `google.genai.Client`."""
+    """The parts of `google.genai.Client` that are used."""
 
     @property
     def models(self) -> Any: ...
@@ -160,7 +160,7 @@ class GoogleLLM(llm.Provider):
     def _conversation(
         self, messages: Iterable[llm.Message]
     ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        """Return the parts of the instructions, and turns of the user and the model by turns."""
+        """Return the parts of the instructions, and alternating turns of the user and the model."""
         system: list[dict[str, Any]] = []
         turns: list[dict[str, Any]] = []
         names: dict[str | None, str] = {}  # of the functions, which results must have
@@ -238,7 +238,7 @@ def _call(call: llm.ToolCall) -> dict[str, Any]:
 
 
 def _sign(parts: list[dict[str, Any]]) -> None:
-    """Mark the first of several calls, if another model has made them and none is signed."""
+    """Add the placeholder to the first of several tool calls if none of them has a signature."""
     calls = [part for part in parts if "function_call" in part]
     if calls and not any("thought_signature" in part for part in calls):
         calls[0]["thought_signature"] = _NO_SIGNATURE
@@ -288,7 +288,7 @@ def _chunks(answers: Iterable[Any]) -> Iterator[llm.Chunk]:
 
 
 def _keep(parts: list[dict[str, Any]], part: dict[str, Any]) -> None:
-    """Join pieces of a text; what has a signature must stay as it is."""
+    """Join the pieces of a text; parts with a signature are kept unchanged."""
     names = {"text", "thought"} & set(part)
     if parts and set(part) == set(parts[-1]) == names:
         parts[-1]["text"] += part["text"]
@@ -311,7 +311,7 @@ def _usage(usage: Any) -> llm.Usage | None:
 
 @contextmanager
 def _errors_of_the_contract() -> Generator[None]:
-    """Raise what the contract asks for where the vendor says that the request is too long."""
+    """Raise the contract's exception if the vendor reports that the request is too long."""
     try:
         yield
     except Exception as error:

@@ -31,7 +31,7 @@ _UNSUPPORTED = {"unsupported_parameter", "unsupported_value"}  # by this model
 
 
 class _Client(Protocol):
-    """What is used of `openai.OpenAI`."""
+    """The parts of `openai.OpenAI` that are used."""
 
     @property
     def chat(self) -> Any: ...
@@ -249,7 +249,7 @@ class OpenAILLM(llm.Provider):
 
 @dataclass(slots=True)
 class _PartialCall:
-    """A tool call of which pieces may still come."""
+    """A tool call that may be incomplete."""
 
     index: int
     id: str = ""
@@ -259,7 +259,7 @@ class _PartialCall:
 
 
 def _assemble(calls: list[_PartialCall], piece: Any, position: int) -> None:
-    """Add a piece to its call; some servers give all calls the same index, or none."""
+    """Add a piece to its tool call; some servers give all calls the same index, or none."""
     index = getattr(piece, "index", None)
     index = position if index is None else index
     call = next((call for call in reversed(calls) if call.index == index), None)
@@ -286,13 +286,13 @@ def _translate_text(delta: Any) -> llm.Chunk:
 
 
 def _unknown_fields(value: Any) -> dict[str, Any]:
-    """Return what the client has kept of an object without knowing it."""
+    """Return the fields of an object that the client does not know."""
     fields: dict[str, Any] = value.model_extra or {}
     return {name: field for name, field in fields.items() if field is not None}
 
 
 def _join(known: dict[str, Any], fields: dict[str, Any]) -> None:
-    """Join texts and lists that come in pieces; of anything else the last one is kept."""
+    """Join two texts or two lists; of other values, return the later one."""
     for name, value in fields.items():
         before = known.get(name)
         is_continued = type(before) is type(value) and type(value) in {str, list}
@@ -314,7 +314,7 @@ def _usage(usage: Any) -> llm.Usage | None:
 
 @contextmanager
 def _errors_of_the_contract() -> Generator[None]:
-    """Raise what the contract asks for where the vendor says that this model cannot."""
+    """Raise the contract's exception if the vendor reports that the model does not support it."""
     try:
         yield
     except Exception as error:

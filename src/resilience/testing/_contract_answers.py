@@ -16,7 +16,7 @@ _RECORDING = llm.Media(media_type="audio/wav", data=b"RIFF\x00\x00\x00\x00WAVE")
 
 
 def check_response(value: object, operation: str) -> llm.CompletionResponse:
-    """Fail unless a value is an answer that says something, with a standard finish reason.
+    """Fail unless a value is an answer that is not empty, with a standard finish reason.
 
     Args:
         value: What the provider returned.
@@ -58,7 +58,7 @@ def join_chunks(values: Sequence[object], operation: str) -> llm.CompletionRespo
     ended = next(
         (number for number, reason in enumerate(reasons) if reason is not None), len(chunks)
     )
-    if any(_says_something(chunk) for chunk in chunks[ended + 1 :]):
+    if any(_has_content(chunk) for chunk in chunks[ended + 1 :]):
         fail(
             f"{operation} went on after its finish reason: many readers stop there, so yield the"
             " finish reason with the last part of the answer, or after it"
@@ -79,7 +79,7 @@ def check_tool_calls(
 
     Args:
         response: The answer.
-        request: What was asked.
+        request: The request that was answered.
         operation: Where the answer comes from.
     """
     calls, names = response.tool_calls, [tool.name for tool in request.tools]
@@ -126,7 +126,7 @@ def excluded_requests(
         yield "a response format", replace(request, response_format=_SCHEMA)
 
 
-def _says_something(chunk: llm.Chunk) -> bool:
+def _has_content(chunk: llm.Chunk) -> bool:
     return bool(chunk.content or chunk.tool_calls or chunk.reasoning or chunk.refusal)
 
 

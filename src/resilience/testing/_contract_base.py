@@ -15,7 +15,7 @@ P = TypeVar("P")
 R = TypeVar("R")
 
 THREADS = 4
-"""How many threads use a provider at a time."""
+"""How many threads use a provider at the same time."""
 
 FOREIGN = {"another-vendor": {"option": 1}}
 """`extra` of a vendor that no provider knows."""

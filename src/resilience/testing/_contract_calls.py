@@ -10,7 +10,7 @@ from resilience.exceptions import UnsupportedRequestError
 R = TypeVar("R")
 
 UNSUPPORTED = (UnsupportedRequestError, NotImplementedError)
-"""What a provider raises that works, but cannot do what it is asked for."""
+"""Exceptions of a provider that works, but does not support a request."""
 
 _BUGS = (AttributeError, ImportError, NameError, TypeError)
 
@@ -28,13 +28,13 @@ def describe(error: BaseException) -> str:
 
 @final
 class ProviderCall(Generic[R]):
-    """A call that returns R, in a daemonic thread of its own, which is given up if it hangs."""
+    """A call that returns R, in its own daemon thread, which is abandoned if it hangs."""
 
     def __init__(self, operation: str, fn: Callable[[], R], limit: float, advice: str) -> None:
         """Start a call.
 
         Args:
-            operation: What messages call it.
+            operation: Name of the call in messages.
             fn: Function that makes the call.
             limit: Seconds to wait for it.
             advice: What to do if it hangs.
@@ -54,7 +54,7 @@ class ProviderCall(Generic[R]):
         return not self._thread.is_alive()
 
     def error(self) -> BaseException | None:
-        """Return what the call raised; fail if it hangs, or if a check in it has failed."""
+        """Return the exception of the call; fail if it hangs, or if a check in it has failed."""
         if not self.wait():
             fail(f"{self._operation} takes longer than {self._limit:g} s: {self._advice}")
         if isinstance(self._error, AssertionError):
@@ -62,7 +62,7 @@ class ProviderCall(Generic[R]):
         return self._error
 
     def result(self) -> R:
-        """Return what the call returned; fail if it hangs or has raised."""
+        """Return the result of the call; fail if it hangs or has raised."""
         error = self.error()
         if error is not None:
             fail(
@@ -93,10 +93,10 @@ class ProviderCall(Generic[R]):
             fail(f"{raised}, which is no Exception, so the group does not fail over", error)
 
     def check_unsupported(self, request: str) -> None:
-        """Fail unless the call has raised that the provider cannot serve a request.
+        """Fail unless the call has raised `UnsupportedRequestError` or `NotImplementedError`.
 
         Args:
-            request: What the provider cannot do.
+            request: What the provider does not support.
         """
         error = self.error()
         wanted = "raise UnsupportedRequestError, so that another provider is tried"
@@ -117,7 +117,7 @@ class ProviderCall(Generic[R]):
 
 
 def becomes_true(condition: Callable[[], bool], limit: float) -> bool:
-    """Wait until a condition is true, at most so many seconds, and return whether it is."""
+    """Wait at most `limit` seconds until a condition is true; return whether it is."""
     deadline = monotonic() + limit
     pause = Event()
     while not condition():

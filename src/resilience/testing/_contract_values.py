@@ -78,7 +78,7 @@ def _parts(field: object) -> Sequence[object]:
 
 
 def _fits(value: object, hint: object) -> bool:
-    """Tell whether a value has a type of those that occur in the contracts."""
+    """Return whether a value matches a type hint of the contracts."""
     origin, members, parts = get_origin(hint), get_args(hint), _parts(value)
     if origin in (Union, UnionType):
         return any(_fits(value, member) for member in members)

@@ -1,4 +1,4 @@
-"""Eight processes lose a provider: what that costs, and how soon all are back.
+"""Measure an outage of a provider in eight processes, with and without `RedisNews`.
 
 Run it with the library, the package `redis` and a Redis server installed:
 
@@ -6,13 +6,14 @@ Run it with the library, the package `redis` and a Redis server installed:
     apt install redis-server        # Debian, Ubuntu; `brew install redis` on a Mac
     python docs/examples/fleet.py
 
-It takes ten seconds. Twice, eight processes call the same small LLM server at random moments,
-twenty times a second each. The server is killed and, some time later, started again. The first time
-every process finds that out by itself; the second time they tell each other through a Redis that
-this program starts on a free port of this machine and ends again. With `--url` it uses another one.
+It takes ten seconds and has two rounds. In each, eight processes call the same small LLM server at
+random times, each twenty times a second. The server is killed, and started again later. In the
+first round each breaker works on its own; in the second, the processes notify each other through a
+Redis server, which this program starts on a free port and stops at the end. With `--url` it uses a
+running server.
 
-Each round shows when the breakers open and close, and how many attempts have failed. The exit
-status is 0 if fewer failed with news than without, and all processes were served at the end.
+Each round prints when the breakers open and close, and how many attempts failed. The exit status is
+0 if fewer attempts failed with `RedisNews` than without, and all processes got answers at the end.
 """
 
 import argparse
@@ -47,26 +48,24 @@ LONGEST_WAIT = 10.0
 REQUEST = llm.CompletionRequest(
     messages=(llm.Message(role="user", content="What is rain?"),), max_tokens=1
 )
-NO_REDIS = """There is no Redis. Install the server and the package, and run this again:
+NO_REDIS = """Redis is missing. Install the server and the package, and run this again:
 
     apt install redis-server        # Debian, Ubuntu; `brew install redis` on a Mac
     pip install 'resilience-failover[redis]'
 
-or name a server that runs already: --url redis://127.0.0.1:6379
+or use a running server: --url redis://127.0.0.1:6379
 """
 
 
-def be_a_member(number: int, port: int, url: str, namespace: str) -> None:
-    """Call the server until standard input is closed, and print what happens, as lines of JSON."""
+def run_member(number: int, port: int, url: str, namespace: str) -> None:
+    """Call the server until standard input is closed, and print events as lines of JSON."""
 
-    def say(what: str) -> None:
+    def report(what: str) -> None:
         line = json.dumps([what, time.monotonic()]) + "\n"
-        os.write(
-            sys.stdout.fileno(), line.encode()
-        )  # in one piece, since two threads say something
+        os.write(sys.stdout.fileno(), line.encode())  # in one call, since two threads write
 
     def on_state_change(change: StateChange) -> None:
-        say(str(change.new))
+        report(str(change.new))
 
     logging.getLogger("resilience").addHandler(logging.NullHandler())
     breaker = CircuitBreaker(
@@ -78,52 +77,52 @@ def be_a_member(number: int, port: int, url: str, namespace: str) -> None:
             on_state_change=on_state_change,
         )
     )
-    over = threading.Event()
+    stopped = threading.Event()
 
-    def wait_for_the_end() -> None:
+    def wait_for_stop() -> None:
         sys.stdin.read()
-        over.set()
+        stopped.set()
 
-    threading.Thread(target=wait_for_the_end, daemon=True).start()
+    threading.Thread(target=wait_for_stop, daemon=True).start()
     model = HttpLLM("127.0.0.1", port)
-    moments = random.Random(number)  # noqa: S311
+    intervals = random.Random(number)  # noqa: S311
     with contextlib.ExitStack() as stack:
         if url:
-            from redis import Redis  # noqa: PLC0415 - the other processes can do without it
+            from redis import Redis  # noqa: PLC0415 - not needed in the first round
 
             client = stack.enter_context(Redis.from_url(url, socket_timeout=1.0))
             stack.enter_context(RedisNews(client, namespace, {"server": breaker}))
-        while not over.wait(moments.expovariate(CALLS_PER_SECOND)):
+        while not stopped.wait(intervals.expovariate(CALLS_PER_SECOND)):
             try:
                 breaker.execute(model.complete, REQUEST)
-                say("answered")
+                report("answered")
             except CircuitOpenError:
                 pass
             except OSError:
-                say("failed")
+                report("failed")
 
 
 @dataclass
 class Member:
-    """A process of the fleet, seen from outside."""
+    """A process of the fleet, and the events that it has printed."""
 
     process: "subprocess.Popen[str]"
     events: list[tuple[str, float]] = field(default_factory=list[tuple[str, float]])
 
     def read(self, output: IO[str]) -> None:
-        """Remember what it prints, until it ends."""
+        """Record the events that the process prints, until it ends."""
         for line in output:
             what, moment = json.loads(line)
             self.events.append((what, moment))
 
     def has(self, what: str, since: float) -> bool:
-        """Tell whether something has happened since a moment."""
+        """Return whether an event has happened since a time."""
         return any(name == what and moment > since for name, moment in tuple(self.events))
 
 
 @contextlib.contextmanager
 def start_fleet(port: int, url: str) -> Generator[list[Member]]:
-    """Start the processes, which end with the `with` statement."""
+    """Start the processes; they end with the `with` statement."""
     namespace = f"fleet-{uuid.uuid4().hex}"
     members: list[Member] = []
     threads: list[threading.Thread] = []
@@ -152,7 +151,7 @@ def start_fleet(port: int, url: str) -> Generator[list[Member]]:
 
 
 def wait_for_all(members: list[Member], what: str, since: float) -> tuple[float, float]:
-    """Wait until something has happened in each process; return after how long, first and last."""
+    """Wait for an event in each process; return the seconds until the first and the last."""
     while not all(member.has(what, since) for member in members):
         if time.monotonic() > since + LONGEST_WAIT:
             sys.exit(f"not all processes were {what} within {LONGEST_WAIT:.0f} s")
@@ -164,8 +163,8 @@ def wait_for_all(members: list[Member], what: str, since: float) -> tuple[float,
     return min(moments) - since, max(moments) - since
 
 
-def lose_the_server(title: str, url: str) -> int:
-    """Kill the server under the fleet, and start it again; return how many attempts failed."""
+def measure_outage(title: str, url: str) -> int:
+    """Kill the server during the calls, and start it again; return how many attempts failed."""
     print(f"\n{title}")
     server = ServerProcess("server")
     with contextlib.closing(server), start_fleet(server.port, url) as members:
@@ -190,7 +189,7 @@ def lose_the_server(title: str, url: str) -> int:
 
 @contextlib.contextmanager
 def start_redis() -> Generator[str]:
-    """Start a Redis on a free port, which keeps nothing on disk; yield its address."""
+    """Start a Redis server on a free port, without storage on disk; yield its URL."""
     program = shutil.which("redis-server")
     if not program:
         sys.exit(NO_REDIS)
@@ -217,22 +216,22 @@ def start_redis() -> Generator[str]:
 
 
 def wait_for_port(port: int) -> None:
-    """Wait until something listens on a port of this machine."""
+    """Wait until a server listens on a port of this machine."""
     for _ in range(1000):
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1.0):
             return
         time.sleep(0.01)
-    sys.exit("the Redis that was started does not listen")
+    sys.exit("the Redis server does not listen on its port")
 
 
 def main() -> bool:
-    """Lose the server twice; return whether news were of use."""
+    """Measure both rounds; return whether fewer attempts failed with `RedisNews`."""
     parser = argparse.ArgumentParser(
         description=(__doc__ or "").partition("\n\n")[0],
         epilog=NO_REDIS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--url", default="", help="a Redis that runs already")
+    parser.add_argument("--url", default="", help="a running Redis server")
     url = parser.parse_args().url
     if not importlib.util.find_spec("redis"):
         sys.exit(NO_REDIS)
@@ -241,14 +240,14 @@ def main() -> bool:
         f" max_failures={MAX_FAILURES}, reset_timeout={RESET_TIMEOUT}"
     )
     with contextlib.nullcontext(url) if url else start_redis() as address:
-        alone = lose_the_server("Every process by itself", "")
-        together = lose_the_server("With news through Redis", address)
-    print(f"\nfailed attempts: {alone} alone, {together} with news")
+        alone = measure_outage("Without RedisNews", "")
+        together = measure_outage("With RedisNews", address)
+    print(f"\nfailed attempts: {alone} without RedisNews, {together} with it")
     return together < alone
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--member"]:
-        be_a_member(int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], sys.argv[5])
+        run_member(int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], sys.argv[5])
     else:
         sys.exit(0 if main() else 1)

@@ -409,7 +409,7 @@ def test_fork(server: Server) -> None:
 
 
 def test_eight_processes() -> None:
-    """A fleet with news pays less for an outage, and all are back when it is over."""
+    """With `RedisNews` fewer attempts fail in an outage, and all processes get answers after it."""
     done = subprocess.run(  # noqa: S603
         [sys.executable, str(EXAMPLE)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
@@ -419,7 +419,7 @@ def test_eight_processes() -> None:
         check=False,
     )
     print(f"\n{done.stdout}")
-    figures = re.search(r"failed attempts: (\d+) alone, (\d+) with news\n$", done.stdout)
+    figures = re.search(r"failed attempts: (\d+) without RedisNews, (\d+) with it\n$", done.stdout)
 
     assert done.returncode == 0, done.stderr
     assert figures
@@ -427,7 +427,7 @@ def test_eight_processes() -> None:
 
 
 def test_without_redis() -> None:
-    """The example says how to get a Redis, if there is none."""
+    """Without a Redis server the example prints how to install one."""
     done = subprocess.run(  # noqa: S603
         [sys.executable, str(EXAMPLE)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PATH": ""},

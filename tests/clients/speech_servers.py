@@ -7,14 +7,15 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler
 from queue import SimpleQueue
-from socketserver import ThreadingMixIn
-from typing import Any, final
+from typing import Any, TypeVar, final
 from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 from typing_extensions import override
+
+from connections import CountingServer
 
 deepgram = pytest.importorskip("deepgram")
 httpx = pytest.importorskip("httpx")
@@ -24,10 +25,22 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)
     pytest.importorskip("deepgram.listen.v1.client")
 
+EarsT = TypeVar("EarsT", bound="Ears")
+
 PATIENCE = 20.0  # seconds, long enough never to be needed
 
 
-def deepgram_client(address: str, *, timeout: float = PATIENCE) -> Any:  # noqa: ANN401
+def http_client(timeout: float) -> Any:  # noqa: ANN401
+    """Return a client of httpx that loads no certificates, which is slow."""
+    return httpx.Client(timeout=timeout, verify=False)
+
+
+def deepgram_client(
+    address: str,
+    *,
+    timeout: float = PATIENCE,
+    transport: Any = None,  # noqa: ANN401
+) -> Any:  # noqa: ANN401
     """Return a client of Deepgram for a server on this machine."""
     environment = pytest.importorskip("deepgram.environment").DeepgramClientEnvironment(
         base=f"http://{address}",
@@ -38,7 +51,7 @@ def deepgram_client(address: str, *, timeout: float = PATIENCE) -> Any:  # noqa:
     return deepgram.DeepgramClient(
         api_key="-",
         environment=environment,
-        httpx_client=httpx.Client(timeout=timeout, verify=False),
+        httpx_client=transport or http_client(timeout),
         timeout=timeout,
         max_retries=0,
     )
@@ -84,14 +97,16 @@ class Request:
         return json.loads(self.body)
 
 
-class SpeechServer(ThreadingMixIn, HTTPServer):
-    """Sends the replies in order, and the last of them to all further requests."""
+class SpeechServer(CountingServer):
+    """Sends the replies in order, and the last of them to all further requests.
 
-    daemon_threads = False  # so that closing the server waits for them
+    A path that has a reply of its own always gets that one.
+    """
 
-    def __init__(self, replies: Sequence[Reply]) -> None:
+    def __init__(self, replies: Sequence[Reply], by_path: Mapping[str, Reply]) -> None:
         """Listen at a free port."""
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__(_Handler)
+        self.by_path = by_path
         self.replies = list(replies)
         self.requests: list[Request] = []
         self.is_over = threading.Event()
@@ -102,11 +117,15 @@ class SpeechServer(ThreadingMixIn, HTTPServer):
         """Host and port."""
         return f"127.0.0.1:{self.server_port}"
 
+    def next_reply(self) -> Reply:
+        """Return the reply to the next request."""
+        return self.replies.pop(0) if len(self.replies) > 1 else self.replies[0]
+
 
 @contextmanager
-def serve(*replies: Reply) -> Iterator[SpeechServer]:
+def serve(*replies: Reply, by_path: Mapping[str, Reply] | None = None) -> Iterator[SpeechServer]:
     """Run a server."""
-    server = SpeechServer(replies or [Reply()])
+    server = SpeechServer(replies or [Reply()], by_path or {})
     thread = threading.Thread(target=server.serve_forever, args=(0.005,))
     thread.start()
     try:
@@ -114,6 +133,7 @@ def serve(*replies: Reply) -> Iterator[SpeechServer]:
     finally:
         server.is_over.set()
         server.shutdown()
+        server.hang_up()
         server.server_close()
         thread.join()
 
@@ -134,7 +154,7 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers["content-length"] or 0))
         query = dict(parse_qsl(url.query))
         server.requests.append(Request(path=url.path, query=query, body=body))
-        reply = server.replies.pop(0) if len(server.replies) > 1 else server.replies[0]
+        reply = server.by_path.get(url.path) or server.next_reply()
         self.close_connection = True
         try:
             self._send(reply, server)
@@ -165,6 +185,11 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
 
+def as_json(value: object) -> Reply:
+    """Return a reply in JSON."""
+    return Reply(headers={"Content-Type": "application/json"}, pieces=[json.dumps(value).encode()])
+
+
 # ---- websockets
 
 
@@ -178,14 +203,20 @@ class Ears:
         received: What the clients send, bytes or a dictionary; None where one has left.
     """
 
-    def __init__(self, status: int | None, headers: Mapping[str, str], body: bytes) -> None:
+    def __init__(
+        self,
+        status: int | None = None,
+        headers: Mapping[str, str] | None = None,
+        body: bytes = b"",
+    ) -> None:
         """Accept all clients, or refuse all with a status."""
         self.address = ""
         self.queries: list[list[tuple[str, str]]] = []
         self.lines = SimpleQueue[Any]()
+        self.connections = set[Any]()  # that are open
         self.received = SimpleQueue[Any]()
         self._status = status
-        self._headers = headers
+        self._headers = headers or {}
         self._body = body
 
     def refuse(self, connection: Any, request: Any) -> Any:  # noqa: ANN401
@@ -201,18 +232,70 @@ class Ears:
     def listen(self, line: Any) -> None:  # noqa: ANN401
         """Keep what comes until the connection ends."""
         self.lines.put(line)
+        self.connections.add(line)
         with suppress(Exception):
             for message in line:
-                self.received.put(message if isinstance(message, bytes) else json.loads(message))
+                self.hear(line, message if isinstance(message, bytes) else json.loads(message))
+        self.connections.discard(line)
         self.received.put(None)
+
+    def hear(self, line: Any, message: Any) -> None:  # noqa: ANN401, ARG002 - for subclasses
+        """Keep what a client has sent."""
+        self.received.put(message)
+
+
+class Recogniser(Ears):
+    """A server that plays its side itself: it recognises a word in each piece of audio.
+
+    The word is partial at first, and final when the client has sent its last audio.
+    """
+
+    def __init__(self, *, is_cut: bool = False) -> None:
+        """Answer, or end the connection at the first audio."""
+        super().__init__()
+        self._is_cut = is_cut
+
+    @override
+    def hear(self, line: Any, message: Any) -> None:
+        if message == {"type": "CloseStream"}:
+            line.send(json.dumps(results("hello", is_final=True)))
+            line.close()
+        elif isinstance(message, bytes):
+            line.send(json.dumps(results("hel", is_final=False)))
+            if self._is_cut:
+                break_off(line)
+        elif message["type"] == "Configure":
+            line.send(json.dumps({"type": "ConfigureSuccess", "request_id": "-"}))
+
+
+def results(text: str, **fields: object) -> dict[str, Any]:
+    """Return a message with what was recognised."""
+    alternative = {"transcript": text, "confidence": 0.9, "words": []}
+    return {
+        "type": "Results",
+        "channel_index": [0, 1],
+        "start": 0.0,
+        "duration": 1.0,
+        "is_final": True,
+        "speech_final": False,
+        "channel": {"alternatives": [alternative]},
+        "metadata": {"request_id": "-", "model_uuid": "-", "model_info": {}},
+        **fields,
+    }
 
 
 @contextmanager
 def listen(
     status: int | None = None, headers: Mapping[str, str] | None = None, body: bytes = b""
 ) -> Iterator[Ears]:
+    """Run a recogniser whose side the test plays."""
+    with run(Ears(status, headers, body)) as ears:
+        yield ears
+
+
+@contextmanager
+def run(ears: EarsT) -> Iterator[EarsT]:
     """Run a recogniser."""
-    ears = Ears(status, headers or {}, body)
     with websockets.serve(ears.listen, "127.0.0.1", 0, process_request=ears.refuse) as server:
         ears.address = f"127.0.0.1:{server.socket.getsockname()[1]}"
         thread = threading.Thread(target=server.serve_forever)

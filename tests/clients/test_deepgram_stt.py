@@ -18,6 +18,7 @@ from clients.speech_servers import (
     break_off,
     deepgram_client,
     listen,
+    results,
 )
 from resilience import (
     Attempt,
@@ -73,22 +74,6 @@ def session_with(
     session = provider(ears.address, timeout=timeout, model=model).start_stream(ENGLISH)
     with closing(session):
         yield session, ears.lines.get(timeout=PATIENCE)
-
-
-def results(text: str, **fields: object) -> dict[str, Any]:
-    """Return a message with what was recognised."""
-    alternative = {"transcript": text, "confidence": 0.9, "words": []}
-    return {
-        "type": "Results",
-        "channel_index": [0, 1],
-        "start": 0.0,
-        "duration": 1.0,
-        "is_final": True,
-        "speech_final": False,
-        "channel": {"alternatives": [alternative]},
-        "metadata": {"request_id": "-", "model_uuid": "-", "model_info": {}},
-        **fields,
-    }
 
 
 def say(line: Any, *messages: Mapping[str, object]) -> None:  # noqa: ANN401

@@ -1,6 +1,5 @@
 """Synthesis with the real clients of three vendors, against a server on this machine."""
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -13,8 +12,9 @@ from clients.speech_servers import (
     Reply,
     Request,
     SpeechServer,
+    as_json,
     deepgram_client,
-    httpx,
+    http_client,
     serve,
 )
 from resilience import (
@@ -52,7 +52,7 @@ def make_elevenlabs(
         api_key="-",
         base_url=f"http://{address}",
         timeout=timeout,
-        httpx_client=httpx.Client(timeout=timeout, verify=False),
+        httpx_client=http_client(timeout),
     )
     return elevenlabs.ElevenLabsTTS(client, model)
 
@@ -473,11 +473,6 @@ def test_unsupported_moves_on(vendor: str) -> None:
 
 
 # ---- voices
-
-
-def as_json(value: object) -> Reply:
-    """Return a reply in JSON."""
-    return Reply(headers={"Content-Type": "application/json"}, pieces=[json.dumps(value).encode()])
 
 
 def test_voices_of_deepgram() -> None:

@@ -13,10 +13,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum, auto
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any, TypeAlias, final
 
 from typing_extensions import override
+
+from connections import CountingServer
 
 Json: TypeAlias = dict[str, Any]
 PAGE = b"<html><p>Sign in to this network.</html>"
@@ -141,7 +143,7 @@ Error: TypeAlias = Callable[[int, str, bool], bytes]
 """Puts status and message of an error into the vendor's format, as a body or as an event."""
 
 
-class Server(ThreadingHTTPServer):
+class Server(CountingServer):
     """Serves one vendor, each request in a thread of its own.
 
     Attributes:
@@ -151,19 +153,14 @@ class Server(ThreadingHTTPServer):
         gone: Set when a client has closed a stream before its end.
     """
 
-    daemon_threads = False  # so that closing the server waits for them
-
     def __init__(self, answer: Answer, error: Error, fault: Fault) -> None:
         """Listen at a free port, or hold one at which nobody listens."""
-        super().__init__(("127.0.0.1", 0), _Handler, bind_and_activate=False)
+        super().__init__(_Handler, listens=fault is not Fault.REFUSED)
         self.answer, self.error, self.fault = answer, error, fault
         self.bodies: list[Json] = []
         self.errors: list[str] = []
         self.endless = False
         self.gone = threading.Event()
-        self.server_bind()
-        if fault is not Fault.REFUSED:
-            self.server_activate()
 
     @property
     def url(self) -> str:
@@ -195,6 +192,7 @@ def serve(answer: Answer, error: Error, fault: Fault = Fault.NONE) -> Iterator[S
         finally:
             server.gone.set()
             server.shutdown()
+            server.hang_up()
             thread.join()
 
 

@@ -123,7 +123,16 @@ class TestTwoThreads:
     ) -> None:
         """A stream whose time is up as a worker takes it is closed, and the next one is tried."""
         over, closed = threading.Event(), threading.Event()
-        provider = Counted(lambda: place == "inside" and over.wait(TIMEOUT))
+        now = 0.0
+        monkeypatch.setattr("resilience._failover.attempts.monotonic", lambda: now)
+        monkeypatch.setattr("resilience._failover.workers.TIMEOUT_MAX", 0.001)
+
+        def time_out() -> None:
+            nonlocal now
+            now += LIMIT
+            assert over.wait(TIMEOUT)
+
+        provider = Counted(time_out if place == "inside" else lambda: None)
         original = ProviderStream[str].read_first
         readers: list[object] = []
 
@@ -131,16 +140,16 @@ class TestTwoThreads:
             readers.append(self)
             is_late = len(readers) == 1
             if is_late and place == "before":
-                assert over.wait(TIMEOUT)
+                time_out()
             try:
                 return original(self, *args)
             finally:
                 if is_late and place == "after":
-                    assert over.wait(TIMEOUT)
+                    time_out()
 
         monkeypatch.setattr(ProviderStream, "read_first", read_late)
         monkeypatch.setattr(provider, "close", closed.set)
-        recorder = Recorder(attempt_timeout=0.05)
+        recorder = Recorder(attempt_timeout=LIMIT)
         group = FallbackGroup[Iterator[str]](provider, "0", recorder.config)
         group.add_fallback("1", iter(["backup"]), attempt_timeout=0)
 

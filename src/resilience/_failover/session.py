@@ -32,9 +32,8 @@ class Opened(Generic[H]):
     def __init__(self, call: Call[Any]) -> None:
         """Prepare to open a handle in the context of a call."""
         self.call: Call[Any] = call
-        self._context = (
-            call.context
-        )  # copied in this thread; the handle may be opened on a worker thread
+        # Copied here, in the caller's thread: the handle may be opened on a worker thread.
+        self._context = call.context
         self.was_closed: bool = False
         self._closing = Lock()  # taken by the thread that closes
         self._handles: defaultdict[int, H] = defaultdict()

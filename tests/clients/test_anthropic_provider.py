@@ -21,6 +21,7 @@ from llm_servers.kits import (
     converse,
     failure_of,
     make_anthropic,
+    whole,
 )
 from llm_servers.server import Json, Server, events
 from resilience import UnsupportedRequestError, http, llm
@@ -168,9 +169,11 @@ def test_a_refusal() -> None:
 
 
 def test_nothing_is_not_an_answer() -> None:
-    """An answer that ends regularly without text, reasoning or calls raises."""
-    with pytest.raises(ConnectionError, match="empty"):
-        complete([{"type": "text", "text": ""}], "end_turn")
+    """An answer that ends regularly without text or calls raises."""
+    thinking = {"type": "thinking", "thinking": "Hm.", "signature": "c2ln"}
+    for reason in ("end_turn", "tool_use"):
+        with pytest.raises(ConnectionError, match="empty"):
+            complete([thinking, {"type": "text", "text": ""}], reason)
     with pytest.raises(ConnectionError, match="empty"):
         stream()
     with pytest.raises(ConnectionError, match="cut off"):
@@ -370,6 +373,36 @@ def test_efforts(provider: llm.Provider, server: Server, effort: str, sent: str)
 
     assert server.bodies[0]["output_config"]["effort"] == sent
     assert server.bodies[0]["thinking"] == {"type": "adaptive", "display": "summarized"}
+
+
+def test_an_effort_that_the_vendor_does_not_have(provider: llm.Provider, server: Server) -> None:
+    """The word of another vendor raises, since this one would refuse the request."""
+    with pytest.raises(UnsupportedRequestError, match="reasoning_effort"):
+        provider.complete(replace(REQUEST, reasoning_effort="ultra"))
+
+    assert server.bodies == []
+
+
+def test_blanks(provider: llm.Provider) -> None:
+    """A text of blanks alone, which other models write before a call, is left out."""
+    call = llm.ToolCall(id="c-1", name="weather", arguments="{}")
+    messages = (
+        *ask("Hi"),
+        llm.Message(role="assistant", content="\n\n", tool_calls=(call,)),
+        llm.Message(role="tool", tool_call_id="c-1", content=" "),
+        llm.Message(role="user", content=" "),
+    )
+
+    assert provider.complete(llm.CompletionRequest(messages=messages)).content
+
+
+def test_a_block_that_starts_with_text() -> None:
+    """A text at the start of a block is a part of the answer."""
+    begin = start({"type": "text", "text": "Ra"})
+
+    chunks = stream(begin, delta(type="text_delta", text="in."))
+
+    assert whole(chunks).content == "Rain."
 
 
 def test_a_forced_tool_while_reasoning(provider: llm.Provider, server: Server) -> None:

@@ -682,6 +682,26 @@ def test_keywords_are_not_answered(ears: Ears) -> None:
     assert isinstance(error, TimeoutError)
 
 
+def test_an_answer_that_comes_late(ears: Ears) -> None:
+    """The answer to a request that has timed out is not taken for that to the next one."""
+    with session_with(ears, timeout=0.05) as (session, line):
+        error = change_keywords(ears, session, lambda: None)
+        assert isinstance(error, TimeoutError)
+        session._timeout = PATIENCE
+
+        error = change_keywords(
+            ears,
+            session,
+            lambda: say(
+                line,
+                {"type": "ConfigureSuccess", "request_id": "-"},
+                {"type": "ConfigureFailure", "request_id": "-", "description": "not this"},
+            ),
+        )
+
+    assert isinstance(error, UnsupportedRequestError)
+
+
 def test_keywords_of_a_broken_session(ears: Ears) -> None:
     """If the session breaks meanwhile, its error is raised, and again the next time."""
     with session_with(ears) as (session, line):

@@ -20,7 +20,7 @@ from llm_servers.kits import (
     make_google,
     whole,
 )
-from llm_servers.server import Json, Server, events
+from llm_servers.server import Fault, Json, Server, events
 from resilience import UnsupportedRequestError, http, llm
 from resilience.providers.google import GoogleLLM
 
@@ -178,6 +178,23 @@ def test_messages_with_names(provider: llm.Provider) -> None:
         provider.complete(llm.CompletionRequest(messages=(message,)))
 
 
+def test_an_effort_that_the_vendor_does_not_have(provider: llm.Provider, server: Server) -> None:
+    """The word of another vendor raises, since this one would refuse the request."""
+    with pytest.raises(UnsupportedRequestError, match="reasoning_effort='xhigh'"):
+        provider.complete(replace(REQUEST, reasoning_effort="xhigh"))
+
+    assert server.bodies == []
+
+
+def test_a_short_timeout(provider: llm.Provider, server: Server) -> None:
+    """A timeout is never rounded down to 0, with which the client would wait without end."""
+    server.fault = Fault.SILENT
+
+    error = failure_of(provider, replace(REQUEST, timeout=0.0005), streams=False)
+
+    assert "time" in f"{type(error).__name__} {error}".lower()
+
+
 def test_turns(provider: llm.Provider, server: Server) -> None:
     """Instructions are together, an empty message is none, and what one says is one turn."""
     messages = (
@@ -260,9 +277,10 @@ def test_a_blocked_prompt() -> None:
 
 @pytest.mark.parametrize("reason", ["STOP", "MALFORMED_FUNCTION_CALL"])
 def test_nothing_is_not_an_answer(reason: str) -> None:
-    """An answer without text, reasoning and calls raises, and says why it has ended."""
-    with pytest.raises(ConnectionError, match=f"empty: {reason}"):
-        respond(candidate(reason=reason))
+    """An answer without text and calls raises, and says why it has ended."""
+    for parts in ((), ({"text": "Hm.", "thought": True},)):
+        with pytest.raises(ConnectionError, match=f"empty: {reason}"):
+            respond(candidate(*parts, reason=reason))
 
 
 @pytest.mark.parametrize("body", ["{}", '{"candidates": []}'])

@@ -215,6 +215,26 @@ def test_reasoning_none(provider: llm.Provider) -> None:
     assert provider.complete(request).reasoning == ""
 
 
+def test_reasoning_none_of_a_model_that_cannot(kit: Kit, server: Server, parts: ExitStack) -> None:
+    """A model that does not reason can be told not to."""
+    provider = parts.enter_context(kit.make(server.url, BLIND))
+
+    request = llm.CompletionRequest(messages=ask("Hi"), reasoning_effort="none")
+    assert provider.complete(request).content
+    assert "effort" not in str(server.bodies)
+    assert "budget" not in str(server.bodies)
+
+
+def test_extra_without_a_value(provider: llm.Provider, kit: Kit) -> None:
+    """None in `extra` is no option."""
+    (message,) = ask("Hi")
+    request = llm.CompletionRequest(
+        messages=(replace(message, extra={kit.name: None}),), extra={kit.name: None}
+    )
+
+    assert provider.complete(request).content
+
+
 @both_ways
 def test_no_answer_is_raised(kit: Kit, parts: ExitStack, *, streams: bool) -> None:
     """Every failure raises what counts against the provider, and asks for the delay that it has."""
@@ -285,6 +305,7 @@ def test_a_wrong_request(provider: llm.Provider, server: Server, *, streams: boo
     [
         llm.CompletionRequest(messages=ask("Hi"), tools=(WEATHER,)),
         llm.CompletionRequest(messages=ask("Hi"), response_format=STRICT),
+        llm.CompletionRequest(messages=ask("Hi"), response_format={}),
         llm.CompletionRequest(messages=ask("Hi"), reasoning_effort="low"),
         llm.CompletionRequest(messages=(llm.Message(role="user", attachments=(PICTURE,)),)),
         llm.CompletionRequest(
@@ -295,7 +316,7 @@ def test_a_wrong_request(provider: llm.Provider, server: Server, *, streams: boo
             )
         ),
     ],
-    ids=["tools", "schema", "reasoning", "picture", "recording"],
+    ids=["tools", "schema", "any JSON", "reasoning", "picture", "recording"],
 )
 @both_ways
 def test_what_the_model_cannot_do(

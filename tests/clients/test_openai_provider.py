@@ -86,11 +86,12 @@ def test_a_refusal() -> None:
 
 
 def test_nothing_is_not_an_answer() -> None:
-    """An answer that ends regularly without content, refusal, reasoning or calls raises."""
-    with pytest.raises(ConnectionError, match="empty"):
-        complete({"content": None})
-    with pytest.raises(ConnectionError, match="empty"):
-        stream([{"content": ""}], "stop")
+    """An answer that ends regularly without content, refusal or calls raises."""
+    for reason in ("stop", "tool_calls"):
+        with pytest.raises(ConnectionError, match="empty"):
+            complete({"content": None, "reasoning": "Hm."}, reason)
+        with pytest.raises(ConnectionError, match="empty"):
+            stream([{"content": ""}], reason)
 
 
 @pytest.mark.parametrize("reason", ["length", "content_filter", "something_new"])
@@ -98,6 +99,87 @@ def test_an_answer_that_ends_early(reason: str) -> None:
     """An answer may be empty if its finish reason says why; an unknown reason is passed on."""
     assert complete({"content": None}, reason).finish_reason == reason
     assert stream([], reason)[-1].finish_reason == reason
+
+
+@pytest.mark.parametrize(
+    ("reason", "translated"),
+    [("eos", "stop"), ("model_length", "length"), ("function_call", "tool_calls")],
+)
+def test_words_of_compatible_servers(reason: str, translated: str) -> None:
+    """Reasons that only compatible servers have are translated, too."""
+    assert complete({"content": "Rain."}, reason).finish_reason == translated
+    assert stream([{"content": "Rain."}], reason)[-1].finish_reason == translated
+
+
+@pytest.mark.parametrize("reason", ["abort", "error", "insufficient_system_resource"])
+def test_answers_that_a_server_gives_up(reason: str) -> None:
+    """An answer that ends because the server has failed is not whole."""
+    with pytest.raises(ConnectionError, match=reason):
+        complete({"content": "It "}, reason)
+    with pytest.raises(ConnectionError, match=reason):
+        stream([{"content": "It "}], reason)
+
+
+def test_calls_that_end_with_stop() -> None:
+    """A call of the function that a request names ends with "stop", but is a call."""
+    call = {"index": 0, "id": "a", "function": {"name": "now", "arguments": "{}"}}
+
+    assert complete({"tool_calls": [call]}).finish_reason == "tool_calls"
+    assert stream([{"tool_calls": [call]}], "stop")[-1].finish_reason == "tool_calls"
+
+
+def test_calls_without_ids_and_arguments() -> None:
+    """Calls that a server does not number get ids, and those without arguments an object."""
+    calls = [{"index": index, "function": {"name": "now"}} for index in range(2)]
+
+    for found in (
+        complete({"tool_calls": calls}, "tool_calls").tool_calls,
+        stream([{"tool_calls": [call]} for call in calls], "tool_calls")[-1].tool_calls,
+    ):
+        assert [(call.name, call.arguments) for call in found] == [("now", "{}")] * 2
+        assert len({call.id for call in found} - {""}) == 2
+        assert all(len(call.id) <= 40 for call in found)
+
+
+def test_a_call_that_was_cut_off() -> None:
+    """A call that does not fit is not made valid."""
+    call = {"index": 0, "id": "a", "function": {"name": "now", "arguments": ""}}
+
+    assert complete({"tool_calls": [call]}, "length").tool_calls[0].arguments == ""
+
+
+def test_events_without_a_delta() -> None:
+    """Azure sends events of its filter that have a choice without a delta."""
+    choice = {"index": 0, "finish_reason": None}
+    values = [
+        {"choices": [{**choice, "delta": {"content": "Rain."}}]},
+        {"choices": [{**choice, "content_filter_offsets": {"check_offset": 5}}]},
+        {"choices": [{**choice, "delta": {}, "finish_reason": "stop"}]},
+    ]
+    body = "".join(f"data: {json.dumps(value)}\n\n" for value in values)
+
+    with provider_of("text/event-stream", body) as provider:
+        response = whole(list(provider.stream_completion(REQUEST)))
+
+    assert response == llm.CompletionResponse(content="Rain.", finish_reason="stop")
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "This model's maximum context length is 8 tokens. However, you requested 9 tokens.",
+        "the request exceeds the available context size",
+    ],
+)
+@both_ways
+def test_too_long_for_compatible_servers(message: str, *, streams: bool) -> None:
+    """Servers without the code say it in words."""
+    body = json.dumps({"error": {"message": message, "code": 400}})
+    with (
+        provider_of("application/json", body, status=400) as provider,
+        pytest.raises(llm.ContextWindowExceededError, match="context"),
+    ):
+        answer(provider, REQUEST, streams=streams)
 
 
 def test_no_finish_reason() -> None:
@@ -277,6 +359,8 @@ def test_files() -> None:
         llm.Media(media_type="audio/wav", uri="https://example.com/a.wav"),
         llm.Media(media_type="application/pdf", uri="https://example.com/a.pdf"),
         llm.Media(media_type="image/png", uri="file-1"),
+        llm.Media(media_type="text/plain", data=b"-"),
+        llm.Media(media_type="video/mp4", data=b"-"),
     ],
     ids=lambda media: f"{media.media_type} {media.uri}",
 )

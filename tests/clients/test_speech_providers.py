@@ -449,7 +449,7 @@ def test_silence(vendor: str) -> None:
     config = FallbackConfig(attempt_timeout=0.2, on_attempt=attempts.append)
     with serve(Reply(pieces=[], is_silent=True)) as server:
         group = TTSFallback(MAKE[vendor](server.address), "primary", config)
-        group.add_fallback("backup", FakeTTS([b"\5"]))
+        group.add_fallback("backup", FakeTTS([b"\5"]), attempt_timeout=PATIENCE)
 
         with group.synthesize_stream([FIRST], VOICES[vendor]) as audio:
             assert next(audio) == b"\5"
@@ -491,9 +491,12 @@ def test_voices_of_deepgram() -> None:
 
 
 def test_no_voices_of_deepgram() -> None:
-    """A list without models for speech is empty."""
-    with serve(as_json({"stt": []})) as server:
-        assert make_deepgram(server.address).list_voices() == ()
+    """A list without models for speech raises, since Deepgram has some."""
+    with (
+        serve(as_json({"stt": []})) as server,
+        pytest.raises(ConnectionError, match="without voices"),
+    ):
+        make_deepgram(server.address).list_voices()
 
 
 def test_voices_of_elevenlabs() -> None:
@@ -508,6 +511,17 @@ def test_voices_of_elevenlabs() -> None:
     assert voices == (tts.VoiceProfile(id="a", name="Anna"), tts.VoiceProfile(id="b"))
     tokens = [request.query.get("next_page_token") for request in server.requests]
     assert tokens == [None, "t"]
+
+
+def test_no_voices_of_elevenlabs() -> None:
+    """A list without voices raises; one whose next page has no name ends."""
+    with (
+        serve(as_json({"voices": [], "has_more": True})) as server,
+        pytest.raises(ConnectionError, match="without voices"),
+    ):
+        make_elevenlabs(server.address).list_voices()
+
+    assert len(server.requests) == 1
 
 
 def test_a_list_of_voices_is_not_retried() -> None:

@@ -181,7 +181,7 @@ def _check_assistant(content: list[Json]) -> list[str]:
             require(block["data"] == sign("hidden"), "invalid data")
         elif kind == "text":
             allow(block, "type", "text", "citations", "cache_control")
-            require(block["text"], "text is empty")
+            require(block["text"].strip(), "text is empty")
         else:
             require(kind == "tool_use", f"no such block: {kind}")
             allow(block, "type", "id", "name", "input", "cache_control", "caller")
@@ -198,7 +198,7 @@ def _part(block: Json) -> str:
     """Return what is in a file, or a text."""
     if block["type"] == "text":
         allow(block, "type", "text", "cache_control")
-        require(block["text"], "text is empty")
+        require(block["text"].strip(), "text is empty")
         return str(block["text"])
     allow(block, "type", "source", "title", "cache_control")
     source = block["source"]

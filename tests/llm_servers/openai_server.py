@@ -74,7 +74,7 @@ def _answer(body: Json, *, reasons_aloud: bool, max_tokens: str | None) -> Reply
         message["tool_calls"] = _calls(idea)
     if idea.thought:
         message |= {"reasoning_content": idea.thought, "reasoning_id": sign(idea.thought)}
-    choice = {"index": 0, "message": message, "finish_reason": _finish(idea)}
+    choice = {"index": 0, "message": message, "finish_reason": _finish(body, idea)}
     completion = {"choices": [choice], "usage": USAGE, "object": "chat.completion", "created": 0}
     text = json.dumps({"id": "chat-1", "model": f"{body['model']}-1", **completion}).encode()
     return Reply(kind="application/json", pieces=(text[:20], text[20:]))
@@ -95,7 +95,7 @@ def _stream(body: Json, idea: Idea) -> Reply:
             deltas += [{"tool_calls": [{"index": index, "function": {"arguments": piece}}]}]
     deltas += [{"content": word} for word in _words(idea.text)]
     choices: list[Json] = [{"index": 0, "delta": each, "finish_reason": None} for each in deltas]
-    choices.append({"index": 0, "delta": {}, "finish_reason": _finish(idea)})
+    choices.append({"index": 0, "delta": {}, "finish_reason": _finish(body, idea)})
     head = {"id": "chat-1", "model": f"{body['model']}-1", "object": "chat.completion.chunk"}
     head["created"] = "0"
     chunks: list[Json] = [{**head, "choices": [choice], "usage": None} for choice in choices]
@@ -107,8 +107,9 @@ def _words(text: str) -> list[str]:
     return [f"{word} " for word in text.split(" ")[:-1]] + text.split(" ")[-1:] if text else []
 
 
-def _finish(idea: Idea) -> str:
-    return "tool_calls" if idea.calls else "stop"
+def _finish(body: Json, idea: Idea) -> str:
+    is_named = isinstance(body.get("tool_choice"), dict)  # a call of this function is no surprise
+    return "tool_calls" if idea.calls and not is_named else "stop"
 
 
 def _calls(idea: Idea) -> list[Json]:

@@ -27,6 +27,7 @@ _FINISH_REASONS = {
     "tool_use": "tool_calls",
     "refusal": "content_filter",
 }
+_EFFORTS = {each: each for each in ("low", "medium", "high", "xhigh", "max")} | {"minimal": "low"}
 _PICTURES = {"image/gif", "image/jpeg", "image/png", "image/webp"}
 _DOCUMENTS = {"application/pdf", "text/plain"}
 # There is no error code for it. Any other message is treated as an invalid request.
@@ -104,8 +105,10 @@ class AnthropicLLM(llm.Provider):
                 if event.type == "message_start":
                     start = event.message
                 elif event.type == "content_block_start":
-                    blocks[event.index] = event.content_block.to_dict()
-                    yield llm.Chunk()
+                    block = blocks[event.index] = event.content_block.to_dict()
+                    yield llm.Chunk(
+                        content=_join([block], "text"), reasoning=_join([block], "thinking")
+                    )
                 elif event.type == "content_block_delta":
                     yield _apply(blocks[event.index], event.delta)
                 elif event.type == "message_delta":
@@ -158,8 +161,7 @@ class AnthropicLLM(llm.Provider):
             arguments["thinking"] = {"type": "disabled"}
         elif request.reasoning_effort is not None:
             arguments["thinking"] = {"type": "adaptive", "display": "summarized"}
-            is_least = request.reasoning_effort == "minimal"
-            output["effort"] = "low" if is_least else request.reasoning_effort
+            output["effort"] = _EFFORTS[request.reasoning_effort]
         if request.response_format is not None:
             output["format"] = {"type": "json_schema", "schema": dict(request.response_format)}
         if output:
@@ -176,7 +178,11 @@ class AnthropicLLM(llm.Provider):
             "tools": request.tools and not self._capabilities.supports_tools,
             "response_format": request.response_format is not None
             and not self._capabilities.supports_structured_output,
-            "reasoning_effort": reasons and not self._capabilities.supports_reasoning,
+            "reasoning_effort": reasons
+            and (
+                not self._capabilities.supports_reasoning
+                or request.reasoning_effort not in _EFFORTS
+            ),
             "a forced tool while reasoning": reasons
             and request.tool_choice not in {None, "auto", "none"},
         }
@@ -208,7 +214,8 @@ class AnthropicLLM(llm.Provider):
             raise UnsupportedRequestError(msg)
         own = _own(message.extra)
         blocks: list[dict[str, Any]] = own.pop("content", None) or [
-            *([{"type": "text", "text": message.content}] if message.content else []),
+            # The vendor refuses blanks alone, which other models write before a call.
+            *([{"type": "text", "text": message.content}] if message.content.strip() else []),
             *map(self._file, message.attachments),
             *map(_tool_use, message.tool_calls),
         ]
@@ -238,7 +245,7 @@ class AnthropicLLM(llm.Provider):
 
 
 def _own(extra: Mapping[str, object] | None) -> dict[str, Any]:
-    own: Any = (extra or {}).get("anthropic", {})
+    own: Any = (extra or {}).get("anthropic") or {}
     return dict(own)
 
 
@@ -297,8 +304,8 @@ def _ending(blocks: list[dict[str, Any]], end: Any) -> dict[str, Any]:
         if block["type"] == "tool_use":
             arguments = text or json.dumps(block["input"], ensure_ascii=False)
             calls.append(llm.ToolCall(id=block["id"], name=block["name"], arguments=arguments))
-    is_empty = not (calls or _join(blocks, "text") or _join(blocks, "thinking"))
-    if finish_reason is None or (finish_reason == "stop" and is_empty):
+    is_empty = not (calls or _join(blocks, "text"))
+    if finish_reason is None or (finish_reason in {"stop", "tool_calls"} and is_empty):
         msg = "the answer is empty" if finish_reason else "the answer was cut off"
         raise ConnectionError(msg)
     details = end.stop_details if reason == "refusal" else None

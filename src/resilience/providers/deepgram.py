@@ -141,6 +141,7 @@ class DeepgramSession(stt.SessionHandle):
         self._partials = SimpleQueue[stt.Transcript | None]()
         self._finals = SimpleQueue[stt.Transcript | None]()
         self._answers = SimpleQueue[Mapping[str, Any] | None]()
+        self._unanswered = 0  # requests for other keywords
         self._error: Exception | None = None
         self._last_message = monotonic()
         self._finished = Event()
@@ -187,8 +188,9 @@ class DeepgramSession(stt.SessionHandle):
             self._configuring
         ):  # Deepgram rejects a second request before it has answered the first
             self._socket.send_configure(request)
+            self._unanswered += 1
             try:
-                answer = self._answers.get(timeout=self._timeout)
+                answer = self._answer()
             except Empty:
                 msg = f"{_VENDOR} did not answer to new keywords"
                 raise TimeoutError(msg) from None
@@ -200,6 +202,14 @@ class DeepgramSession(stt.SessionHandle):
         if answer["type"] == "ConfigureFailure":
             msg = f"{_VENDOR} refused {keywords=}: {answer.get('description')}"
             raise UnsupportedRequestError(msg)
+
+    def _answer(self) -> Mapping[str, Any] | None:
+        """Return the answer to the last request; those before may be answered late."""
+        while True:
+            answer = self._answers.get(timeout=self._timeout)
+            self._unanswered -= 1
+            if answer is None or not self._unanswered:
+                return answer
 
     @override
     def close(self) -> None:
@@ -398,7 +408,10 @@ class DeepgramTTS(tts.Provider):
 
     @override
     def list_voices(self) -> Sequence[tts.VoiceProfile]:
-        models = self._client.manage.v1.models.list().tts or ()
+        models = self._client.manage.v1.models.list().tts
+        if not models:
+            msg = f"{_VENDOR} answered without voices"
+            raise ConnectionError(msg)
         return tuple(
             tts.VoiceProfile(
                 id=model.canonical_name,

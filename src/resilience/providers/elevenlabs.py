@@ -102,9 +102,13 @@ class ElevenLabsTTS(tts.Provider):
             voices += [
                 tts.VoiceProfile(id=voice.voice_id, name=voice.name or "") for voice in page.voices
             ]
-            if not page.has_more:
-                return tuple(voices)
-            token = page.next_page_token
+            token = page.next_page_token if page.has_more else None
+            if token is None:
+                break
+        if not voices:
+            msg = f"{_VENDOR} answered without voices"
+            raise ConnectionError(msg)
+        return tuple(voices)
 
     @override
     def clone_voice(self, samples: Sequence[bytes]) -> tts.VoiceProfile:

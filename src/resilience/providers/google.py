@@ -1,6 +1,7 @@
 """A language model with the client `google-genai`."""
 
 import json
+import math
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -27,6 +28,7 @@ _FINISH_REASONS = {"STOP": "stop", "MAX_TOKENS": "length"} | dict.fromkeys(
     ),
     "content_filter",
 )
+_EFFORTS = {"minimal", "low", "medium", "high"}
 _MODES = {"auto": "AUTO", "none": "NONE", "required": "ANY"}
 # The vendor accepts this placeholder instead of a signature, for tool calls of other models.
 _NO_SIGNATURE = b"skip_thought_signature_validator"
@@ -118,8 +120,8 @@ class GoogleLLM(llm.Provider):
     def _arguments(self, request: llm.CompletionRequest) -> dict[str, Any]:
         wanted = {
             "supports_tools": request.tools,
-            "supports_structured_output": request.response_format,
-            "supports_reasoning": request.reasoning_effort,
+            "supports_structured_output": request.response_format is not None,
+            "supports_reasoning": request.reasoning_effort not in {None, "none"},
         }
         for name, value in wanted.items():
             if value and not getattr(self._capabilities, name):
@@ -144,13 +146,10 @@ class GoogleLLM(llm.Provider):
         if request.response_format is not None:
             config["response_mime_type"] = "application/json"
             config["response_json_schema"] = dict(request.response_format)
-        if request.reasoning_effort == "none":
-            config["thinking_config"] = {"thinking_budget": 0}
-        elif request.reasoning_effort is not None:
-            level = request.reasoning_effort.upper()
-            config["thinking_config"] = {"include_thoughts": True, "thinking_level": level}
+        if request.reasoning_effort is not None and self._capabilities.supports_reasoning:
+            config["thinking_config"] = _thinking(request.reasoning_effort)
         if request.timeout is not None:
-            config["http_options"] = {"timeout": int(request.timeout * 1000)}
+            config["http_options"] = {"timeout": math.ceil(request.timeout * 1000)}
         return {
             "model": request.model or self._model,
             "contents": contents,
@@ -214,8 +213,17 @@ class GoogleLLM(llm.Provider):
 
 
 def _own(extra: Mapping[str, object] | None) -> dict[str, Any]:
-    own: Any = (extra or {}).get("google", {})
+    own: Any = (extra or {}).get("google") or {}
     return dict(own)
+
+
+def _thinking(effort: str) -> dict[str, object]:
+    if effort == "none":
+        return {"thinking_budget": 0}
+    if effort not in _EFFORTS:
+        msg = f"reasoning_effort={effort!r}"
+        raise UnsupportedRequestError(msg)
+    return {"include_thoughts": True, "thinking_level": effort.upper()}
 
 
 def _tool(tool: llm.ToolDefinition) -> dict[str, Any]:
@@ -272,7 +280,8 @@ def _chunks(answers: Iterable[Any]) -> Iterator[llm.Chunk]:
                 yield llm.Chunk(reasoning=text) if part.thought else llm.Chunk(content=text)
     finish_reason = _FINISH_REASONS.get(reason or "", reason)
     is_known = finish_reason in {"length", "content_filter"}
-    if finish_reason is None or not (is_known or calls or any(part.get("text") for part in parts)):
+    has_text = any(part.get("text") and not part.get("thought") for part in parts)
+    if finish_reason is None or not (is_known or calls or has_text):
         msg = f"the answer is empty: {reason}" if reason else "the answer was cut off"
         raise ConnectionError(msg)
     is_plain = all(set(part) <= {"text", "thought", "function_call"} for part in parts)

@@ -10,6 +10,7 @@ from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, final
+from uuid import uuid4
 
 from typing_extensions import override
 
@@ -28,6 +29,15 @@ _CAPABILITIES = llm.ModelCapabilities(
 )
 _AUDIO = {"audio/wav": "wav", "audio/x-wav": "wav", "audio/mpeg": "mp3", "audio/mp3": "mp3"}
 _UNSUPPORTED = {"unsupported_parameter", "unsupported_value"}  # by this model
+# Of vLLM and llama.cpp, which have no code for it.
+_TOO_LONG = ("maximum context length", "exceeds the available context size")
+# Words of compatible servers.
+_FINISH_REASONS = {
+    "function_call": "tool_calls",
+    "model_length": "length",
+    **dict.fromkeys(("eos", "eos_token", "stop_sequence"), "stop"),
+}
+_FAILURES = {"abort", "error", "insufficient_system_resource"}
 
 
 class _Client(Protocol):
@@ -120,13 +130,14 @@ class OpenAILLM(llm.Provider):
     def _arguments(self, request: llm.CompletionRequest) -> dict[str, Any]:
         wanted = {
             "supports_tools": request.tools,
-            "supports_structured_output": request.response_format,
-            "supports_reasoning": request.reasoning_effort,
+            "supports_structured_output": request.response_format is not None,
+            "supports_reasoning": request.reasoning_effort not in {None, "none"},
         }
         for name, value in wanted.items():
             if value and not getattr(self._capabilities, name):
                 msg = f"the request needs a model with {name}"
                 raise UnsupportedRequestError(msg)
+        reasons = self._capabilities.supports_reasoning  # else nothing is to be turned off
         arguments: dict[str, Any] = {
             "model": request.model or self._model,
             "messages": [self._message(message) for message in request.messages],
@@ -137,7 +148,7 @@ class OpenAILLM(llm.Provider):
             self._max_tokens_field: request.max_tokens,
             "stop": list(request.stop) or None,
             "seed": request.seed,
-            "reasoning_effort": request.reasoning_effort,
+            "reasoning_effort": request.reasoning_effort if reasons else None,
             "timeout": request.timeout,
         }
         if request.tool_choice not in {None, "auto", "none", "required"}:
@@ -186,7 +197,8 @@ class OpenAILLM(llm.Provider):
             if media.media_type in _AUDIO and media.uri is None:
                 audio = {"data": encoded, "format": _AUDIO[media.media_type]}
                 return {"type": "input_audio", "input_audio": audio}
-            if kind not in abilities and not is_link:
+            is_sent = media.media_type == "application/pdf" if media.uri is None else not is_link
+            if kind not in abilities and is_sent:
                 data = {"filename": media.name or "file", "file_data": url}
                 return {"type": "file", "file": {"file_id": media.uri} if media.uri else data}
         msg = f"a file of type {media.media_type!r}"
@@ -203,7 +215,7 @@ class OpenAILLM(llm.Provider):
         return {"type": "function", "function": {**function, **self._own(tool.extra)}}
 
     def _own(self, extra: Mapping[str, object] | None) -> dict[str, Any]:
-        own: Any = (extra or {}).get(self._vendor, {})
+        own: Any = (extra or {}).get(self._vendor) or {}
         return dict(own)
 
     # ---- the answer
@@ -218,23 +230,23 @@ class OpenAILLM(llm.Provider):
             model, identity = event.model or model, event.id or identity
             usage = event.usage or usage  # of a stream in an event after the last choice
             for choice in event.choices or ():
-                delta = getattr(choice, "delta", None) or choice.message
                 finish_reason = choice.finish_reason or finish_reason
+                delta = getattr(choice, "delta", None) or getattr(choice, "message", None)
+                if delta is None:  # Azure tells of its filter so
+                    continue
                 _join(added, _unknown_fields(delta))
                 for position, piece in enumerate(delta.tool_calls or ()):
                     _assemble(calls, piece, position)
                 chunk = _translate_text(delta)
-                is_empty = is_empty and chunk == llm.Chunk()
+                is_empty = is_empty and not (chunk.content or chunk.refusal)
                 yield chunk
-        if finish_reason is None or (finish_reason == "stop" and is_empty and not calls):
-            msg = "the answer is empty" if finish_reason else "the answer was cut off"
-            raise ConnectionError(msg)
+        finish_reason = _finish_reason(finish_reason, is_empty=is_empty, has_calls=bool(calls))
         yield llm.Chunk(
             tool_calls=tuple(
                 llm.ToolCall(
-                    id=call.id,
+                    id=call.id or f"call_{uuid4().hex[:24]}",
                     name=call.name,
-                    arguments=call.arguments,
+                    arguments=call.arguments or ("" if finish_reason == "length" else "{}"),
                     extra={self._vendor: call.added} if call.added else None,
                 )
                 for call in calls
@@ -271,6 +283,19 @@ def _assemble(calls: list[_PartialCall], piece: Any, position: int) -> None:
         call.name = piece.function.name or call.name
         call.arguments += piece.function.arguments or ""
     _join(call.added, _unknown_fields(piece))
+
+
+def _finish_reason(reason: str | None, *, is_empty: bool, has_calls: bool) -> str:
+    """Translate why an answer has ended; raise if it is none."""
+    translated = _FINISH_REASONS.get(reason or "", reason)
+    if translated is None or translated in _FAILURES:
+        msg = f"the answer was cut off: {translated or 'no finish reason'}"
+        raise ConnectionError(msg)
+    if is_empty and not has_calls and translated in {"stop", "tool_calls"}:
+        msg = "the answer is empty"
+        raise ConnectionError(msg)
+    # A call of the function that a request has named ends with "stop", and so do calls elsewhere.
+    return "tool_calls" if has_calls and translated == "stop" else translated
 
 
 def _translate_text(delta: Any) -> llm.Chunk:
@@ -318,9 +343,11 @@ def _errors_of_the_contract() -> Generator[None]:
     try:
         yield
     except Exception as error:
-        code = getattr(error, "code", None)
-        if code == "context_length_exceeded":
-            raise llm.ContextWindowExceededError(str(error)) from error
+        code, status = getattr(error, "code", None), getattr(error, "status_code", None)
+        text = str(error)
+        is_too_long = status in {400, 413} and any(each in text for each in _TOO_LONG)
+        if code == "context_length_exceeded" or is_too_long:
+            raise llm.ContextWindowExceededError(text) from error
         if code in _UNSUPPORTED:
-            raise UnsupportedRequestError(str(error)) from error
+            raise UnsupportedRequestError(text) from error
         raise

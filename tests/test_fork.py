@@ -56,6 +56,23 @@ def test_a_breaker_whose_lock_another_thread_holds(hang: Hang) -> None:
         hang.over.set()
 
 
+def test_a_thread_with_the_number_of_one_of_the_parent(
+    hang: Hang, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread of the child may get the number of a thread that held the lock in the parent."""
+    changes: list[StateChange] = []
+    breaker = CircuitBreaker(CircuitBreakerConfig(on_state_change=changes.append))
+    with running(lambda: breaker._events.run_locked(hang)) as holder:
+        assert hang.entered.wait(TIMEOUT)
+
+        renew()
+        monkeypatch.setattr("resilience._breaker.events.get_ident", lambda: holder.ident)
+        breaker.isolate()
+
+        assert [change.new for change in changes] == [State.OPEN]
+        hang.over.set()
+
+
 def test_a_breaker_that_this_thread_has_locked() -> None:
     """If a signal handler forks in a locked section, the child delivers events after it."""
     changes: list[StateChange] = []

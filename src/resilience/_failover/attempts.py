@@ -218,8 +218,7 @@ class Call(Generic[T]):
         self._report(outcome, error)
 
     def _report(self, outcome: Outcome, error: BaseException | None) -> None:
-        if self.member.listener is not None:
-            self.member.report(self.operation, outcome, error, self._started, self._first_item)
+        self.member.report(self.operation, outcome, error, self._started, self._first_item)
 
     def note_first_item(self) -> None:
         """Record the time at which the first item of a stream has arrived."""

@@ -828,6 +828,8 @@ class GroupMachine(RuleBasedStateMachine):
     @override
     def teardown(self) -> None:
         """After all streams are dropped nothing is open, no slot is lost, and a reset helps."""
+        if not hasattr(self, "real"):  # the run has ended before it began
+            return
         for number in tuple(self.real.streams):
             self.leave(number, 0)
         assert not any(breaker.under_way for breaker in self.oracle.breakers)

@@ -258,11 +258,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _endless(self, pieces: tuple[bytes, ...]) -> Iterator[bytes]:
         """Yield the pieces, and then comments until the client has left."""
-        yield from pieces[:-1]
-        self.connection.settimeout(30)
-        with suppress(ConnectionError):
-            self.connection.recv(1)
-        self._server.gone.set()
+        try:
+            yield from pieces[:-1]
+            self.connection.settimeout(30)
+            with suppress(ConnectionError):
+                self.connection.recv(1)
+        finally:  # also if the client has left before it got all pieces
+            self._server.gone.set()
 
     @override
     def log_message(self, format: str, *args: object) -> None:

@@ -827,7 +827,7 @@ class TestLosses:
             logging.getLogger("resilience").addHandler(handler)
             try:
                 server.down = ConnectionError()
-                server.wait_for(lambda: news._connection_log._failing == {"receive"})
+                server.wait_for(lambda: "receive" in news._connection_log._failing)
                 server.down = None
                 server.wait_for(lambda: not news._connection_log._failing)
                 server.deliver(json.dumps(OPENED))

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from helpers import Hang
 from resilience.testing import ManualClock
@@ -15,8 +17,14 @@ from resilience.testing import ManualClock
 @pytest.hookimpl(trylast=True)
 def pytest_collection_finish() -> None:
     """Leave out of every later collection what imports have made: it takes most of the time."""
+    use_hypothesis()
     gc.collect()
     gc.freeze()
+
+
+@given(st.none())
+def use_hypothesis(_: None) -> None:
+    """Let hypothesis make its random generator: its owner cannot be found once that is frozen."""
 
 
 @pytest.fixture(scope="module", autouse=True)

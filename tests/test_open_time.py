@@ -114,6 +114,20 @@ class TestGrowth:
 
         assert outage.fail_probes(2) == [20, 40]
 
+    @pytest.mark.parametrize("maximum", [0.5, 29.9])
+    def test_refuses_less_than_the_minimum(self, maximum: float) -> None:
+        """A maximum below `reset_timeout` is refused, by name and value."""
+        message = f"max_reset_timeout must be 0 or at least reset_timeout, got {maximum}"
+
+        with pytest.raises(ValueError, match=f"^{message}$"):
+            CircuitBreakerConfig(max_reset_timeout=maximum)
+
+    def test_may_be_the_minimum(self) -> None:
+        """0, None and `reset_timeout` itself mean no growth."""
+        for maximum in (0, None, 30.0, timedelta(seconds=30)):
+            config = CircuitBreakerConfig(max_reset_timeout=maximum)
+            assert config.max_reset_timeout in {0.0, 30.0}
+
 
 class TestJitter:
     """With `reset_jitter`, open periods are lengthened at random."""

@@ -25,6 +25,7 @@ from resilience.testing import (
     LLMProviderContract,
     STTProviderContract,
     TTSProviderContract,
+    _contract_stt,
 )
 from wrong_providers import (
     ANSWER,
@@ -1373,3 +1374,16 @@ def dir_of_streams() -> set[str]:
     """Return the tests that models and synthesisers have in common."""
     both = {*dir(LLMProviderContract)} & {*dir(TTSProviderContract)}
     return {name.removeprefix("test_") for name in both}
+
+
+@pytest.mark.parametrize(
+    ("texts", "read"),
+    [(["", "one", "two"], ["", "one"]), (["", ""], ["", ""]), ([], [])],
+)
+def test_a_session_without_finish_is_read_until_there_is_text(
+    texts: list[str], read: list[str]
+) -> None:
+    """Transcripts are read up to the first with text, or to the end if none has any."""
+    transcripts = [stt.Transcript(text=text, is_final=True) for text in texts]
+
+    assert [each.text for each in _contract_stt._until_text(transcripts)] == read

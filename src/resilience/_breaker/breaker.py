@@ -378,10 +378,10 @@ class CircuitBreaker(_settings.Uncopyable):
             permit.failures += 1
             if opening and (permit.failures >= self._max_failures or opening.delay is not None):
                 self._open_locked(permit, error, now, opening)
-        elif opening:
+        else:
             if permit.period is self._period:
                 self._last_failure = (type(error), now)
-            if isinstance(permit, Probe) and permit.is_held:
+            if opening and isinstance(permit, Probe) and permit.is_held:
                 permit.period.failures += 1
                 self._open_locked(permit.period, error, now, opening)
                 permit.is_held = False

@@ -694,9 +694,9 @@ class TestLosses:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         """A connection on which nothing comes is asked, and given up if there is no answer."""
-        monkeypatch.setattr(redis, "_PING_AFTER", 0.02)
+        monkeypatch.setattr(redis, "_PING_AFTER", 0.5)  # long for any pause of a busy machine
         start(make_breaker())
-        server.wait_for(lambda: len(server.named("ping")) > 2)
+        server.wait_for(lambda: len(server.named("ping")) > 1)
         assert link_lines(caplog) == []
         (connection,) = server.subscriptions
         server.is_silent = True

@@ -5,6 +5,7 @@ import math
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
+from http import HTTPStatus
 from typing import Any, Protocol, final
 from uuid import uuid4
 
@@ -324,6 +325,6 @@ def _errors_of_the_contract() -> Generator[None]:
     try:
         yield
     except Exception as error:
-        if getattr(error, "code", None) == 400 and _TOO_LONG in str(error):  # noqa: PLR2004
+        if getattr(error, "code", None) == HTTPStatus.BAD_REQUEST and _TOO_LONG in str(error):
             raise llm.ContextWindowExceededError(str(error)) from error
         raise

@@ -14,15 +14,20 @@ class Outage:
     """A breaker whose calls all fail, and which one probe may close."""
 
     def __init__(
-        self, *, max_reset_timeout: float = 0.0, reset_jitter: float = 0.0, max_failures: int = 1
+        self,
+        *,
+        reset_timeout: float = 10.0,
+        max_reset_timeout: float = 0.0,
+        reset_jitter: float = 0.0,
+        max_failures: int = 1,
     ) -> None:
-        """Make a breaker that opens for 10 seconds at first."""
+        """Make a breaker that opens for `reset_timeout` seconds at first."""
         self.clock = ManualClock()
         self.breaker = CircuitBreaker(
             CircuitBreakerConfig(
                 max_failures=max_failures,
                 half_open_max=1,
-                reset_timeout=10,
+                reset_timeout=reset_timeout,
                 max_reset_timeout=max_reset_timeout,
                 reset_jitter=reset_jitter,
                 retry_after=lambda error: error.args[0] if isinstance(error, OSError) else None,
@@ -55,6 +60,13 @@ class TestGrowth:
 
         assert outage.fail() == 10
         assert outage.fail_probes(5) == [20, 40, 60, 60, 60]
+
+    def test_of_less_than_a_second(self) -> None:
+        """Short periods grow like long ones, and no period has a minimum of its own."""
+        outage = Outage(reset_timeout=0.25, max_reset_timeout=0.75)
+
+        assert outage.fail() == 0.25
+        assert outage.fail_probes(3) == [0.5, 0.75, 0.75]
 
     def test_is_off_by_default(self) -> None:
         """Without a maximum all open periods are equally long."""

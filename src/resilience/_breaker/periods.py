@@ -79,9 +79,8 @@ class Probe:
     """A slot of a half-open period; released at the latest when the probe is deleted."""
 
     __slots__ = ("_release", "is_held", "period")
-    failures: ClassVar[int] = (
-        1  # the failure that opened the breaker; not 0, so that a success is recorded
-    )
+    # The failure that opened the breaker; not 0, so that a success is recorded.
+    failures: ClassVar[int] = 1
 
     def __init__(self, period: HalfOpen, release: Callable[["Probe"], object]) -> None:
         """Prepare for a slot of a period; the slot is not used yet."""

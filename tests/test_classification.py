@@ -1,5 +1,6 @@
 """Which exceptions count against a provider, and which fail over to the next one."""
 
+import copy
 import gc
 import logging
 import threading
@@ -535,6 +536,35 @@ class TestUnsupported:
         assert list(group.synthesize_stream("Hello", VOICE)) == [b"audio"]
 
         assert ("0", Outcome.FAILED) not in recorder.outcomes()
+
+    @pytest.mark.parametrize("prepare", [lambda error: error, copy.copy])
+    def test_a_method_that_no_inner_provider_has(
+        self, prepare: Callable[[Exception], Exception]
+    ) -> None:
+        """A group whose providers lack an optional method does not support it, either."""
+
+        class Voice:
+            def synthesize_stream(self, *_: object) -> Iterator[bytes]:
+                yield b"audio"
+
+        class Prepared(Voice):
+            def list_voices(self) -> object:
+                try:
+                    return inner.list_voices()
+                except AllFailedError as error:
+                    raise prepare(error) from None
+
+        provider: Any = Voice()
+        wrapper: Any = Prepared()
+        recorder = Recorder()
+        inner = TTSFallback(provider, "inner")
+        outer = TTSFallback(wrapper, "0", recorder.config)
+
+        with pytest.raises(AllFailedError) as caught:
+            outer.list_voices()
+
+        assert recorder.outcomes() == [("0", Outcome.IGNORED)]
+        assert caught.value.retry_after is None
 
     @pytest.mark.parametrize("name", ["complete", "client"])
     def test_another_attribute(self, name: str) -> None:

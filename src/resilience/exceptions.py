@@ -101,6 +101,9 @@ class AllFailedError(ResilienceError):
         self.__cause__: BaseException | None = next(reversed(known.values()), None)
         self.failures: Mapping[str, BaseException] = MappingProxyType(known)
         self.retry_after: float | None = retry_after
+        # Whether each provider was skipped or cannot serve the request. Set by the group, since it
+        # depends on the providers.
+        self._is_unsupported: bool = False
 
     @override
     def __reduce__(

@@ -291,10 +291,7 @@ def _is_unsupported(error: BaseException, provider: object, operation: str) -> b
     if isinstance(error, AttributeError):  # the provider does not have this contract method
         return error.obj is provider and error.name == operation
     if isinstance(error, AllFailedError):  # a group in which no provider has failed
-        return bool(error.failures) and all(
-            _was_skipped(each) or _is_unsupported(each, provider, operation)
-            for each in error.failures.values()
-        )
+        return error._is_unsupported
     return isinstance(error, (NotImplementedError, UnsupportedRequestError))
 
 
@@ -444,7 +441,12 @@ class Attempts(Generic[T]):
         }
         waits = [self._wait(member, failures[member.name]) for member in self._members]
         self.clear_failures()
-        return AllFailedError(failures, min((w for w in waits if w is not None), default=None))
+        error = AllFailedError(failures, min((w for w in waits if w is not None), default=None))
+        error._is_unsupported = all(
+            _was_skipped(failure) or _is_unsupported(failure, member.provider, self.operation)
+            for member, failure in zip(self._members, failures.values(), strict=True)
+        )
+        return error
 
     def _wait(self, member: Member[T], error: BaseException) -> float | None:
         """Return the seconds after which a member may be tried; None if that is not known."""

@@ -390,6 +390,21 @@ class TestStream:
 
         assert board.outcomes() == [Outcome.SUCCEEDED]
 
+    def test_dropping_it_in_a_reference_cycle(self) -> None:
+        """The iterable is closed once, in whichever order the collector deletes the objects."""
+        iterable = Mock()
+        iterable.__iter__ = lambda _: iter([1])
+        holder: list[object] = []
+
+        with Switchboard(Server()).connect() as session:
+            stream = session.stream(lambda _: iterable)
+            next(stream)
+            holder += [holder, stream]
+            del stream, holder
+            gc.collect()
+
+        assert iterable.close.call_count == 1
+
     def test_what_is_not_iterable(self) -> None:
         """A function whose result is not iterable fails with a `TypeError`."""
         board = Switchboard(Server())

@@ -131,6 +131,8 @@ class ProviderStream(Generic[R]):
             self._in_use.release()
 
     def _close(self) -> None:
+        if self._was_closed:  # in a reference cycle, this finalizer may run before its owner's
+            return
         self._was_closed = True
         try:
             close(self._iterator, self._interrupt_on)

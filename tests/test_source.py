@@ -355,10 +355,13 @@ def test_an_ended_stream_at_interpreter_exit(
 
 
 @pytest.mark.parametrize("wanted", [False, True])
-def test_the_time_limit_of_the_caller_while_a_stream_is_closed(*, wanted: bool) -> None:
+@pytest.mark.parametrize("kind", [Exception, RuntimeError])
+def test_the_time_limit_of_the_caller_while_a_stream_is_closed(
+    kind: type[Exception], *, wanted: bool
+) -> None:
     """An exception of `interrupt_on` is raised by `close()` and listeners, any other is logged."""
 
-    class TimeLimitExceededError(Exception):
+    class TimeLimitExceededError(kind):  # type: ignore[misc, valid-type]
         pass
 
     def interrupt(*_: object) -> None:

@@ -128,6 +128,8 @@ class ProviderStream(Generic[R]):
         try:
             self._context.run(self._close)
         except RuntimeError:  # the context is in use: a thread is still reading, and closes later
+            if self._was_closed:  # raised by the provider, and in `interrupt_on`
+                raise
             self._in_use.release()
 
     def _close(self) -> None:

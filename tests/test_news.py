@@ -509,6 +509,49 @@ class TestOperators:
         assert fleet.states() == [State.CLOSED] * 3
         assert [process.breaker.snapshot().opened_count for process in fleet] == [0] * 3
 
+    @pytest.mark.parametrize("has_failed", [False, True])
+    @pytest.mark.parametrize(
+        ("then", "told", "states"),
+        [
+            ("open", [Kind.RESET, Kind.OPENED], [State.OPEN] * 2),
+            ("probe", [Kind.RESET], [State.HALF_OPEN, State.CLOSED]),
+            ("close", [Kind.RESET], [State.CLOSED] * 2),
+        ],
+    )
+    def test_a_reset_is_told_after_another_change(
+        self, then: str, told: list[Kind], states: list[State], *, has_failed: bool
+    ) -> None:
+        """A reset ends an isolation everywhere, even if the breaker opens before it is told."""
+        fleet = Fleet(operators=True, count=2)
+        first, second = fleet
+        first.breaker.isolate()
+        fleet.spread()
+        first.breaker.reset()
+        if has_failed:
+            first.watch.mark_unsent(first.told())
+        first.fail()
+        if then != "open":
+            fleet.advance(RESET_TIMEOUT)
+            permit = first.breaker._acquire()
+            if then == "close":
+                first.breaker._record_success(permit)
+
+        assert fleet.spread() == [("p0", kind) for kind in told]
+        assert fleet.states() == states
+        assert second.breaker._try_force() is not None
+
+    def test_a_reset_before_an_isolation_of_another_process(self) -> None:
+        """A reset that was not told does not end a later isolation."""
+        fleet = Fleet(operators=True, count=2)
+        first, second = fleet
+        first.breaker.reset()
+        first.watch.mark_unsent(first.told())
+        second.breaker.isolate()
+        first.watch.apply(second.told())
+
+        assert fleet.spread() == []
+        assert fleet.states() == [State.OPEN] * 2
+
     def test_is_renewed(self) -> None:
         """An isolation without end holds as long as its process lives, and not for ever after."""
         fleet = Fleet(operators=True)
@@ -594,12 +637,12 @@ class TestTellingAgain:
         """After a failure the present period is told."""
         process = Process("p0", operators=False, start=0.0)
         process.fail()
-        process.look()
+        news = process.told()
         if kind is Kind.CLOSED:
             process.clock.advance(30.0)
             process.breaker.execute(str)
-            process.look()
-        process.watch.mark_unsent()
+            news = process.told()
+        process.watch.mark_unsent(news)
 
         assert process.told().kind is kind
         assert process.look() is None
@@ -629,7 +672,7 @@ class TestTellingAgain:
 
         assert alone.look() is None
         alone.watch.mark_opening_unsent()
-        alone.watch.mark_unsent()
+        alone.watch.mark_unsent(CLOSED)
         assert alone.look() is None
 
 

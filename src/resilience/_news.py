@@ -129,6 +129,7 @@ class BreakerSync:
         "_name",
         "_on_change",
         "_operators",
+        "_reset_count",
         "_shared",
         "_shared_until",
         "has_changed",
@@ -156,6 +157,8 @@ class BreakerSync:
         # it that they know. Infinity if it was received: then it is never sent again.
         self._is_attached = False
         self._shared: Period | None = Closed()
+        # The number of resets that other processes know; None if the last one has to be sent again.
+        self._reset_count: int | None = 0
         self._shared_until = math.inf
 
     def attach(self) -> None:
@@ -166,6 +169,7 @@ class BreakerSync:
         events = self._breaker._events
         if not isinstance(self._breaker._period, Open):
             self._shared = self._breaker._period
+        self._reset_count = self._breaker._reset_count
         self._is_attached = True
         events.watchers = (*events.watchers, self._notify)
 
@@ -187,7 +191,10 @@ class BreakerSync:
     # ---- sending
 
     def take_change(self, origin: str) -> Change | None:
-        """Return the change to send, and mark it as sent; None if there is none.
+        """Return the next change to send, and mark it as sent; None if there is none.
+
+        A reset is sent even if the breaker has changed since, because nothing else ends an
+        isolation in other processes.
 
         An open period is sent again if it was lengthened by more than `max_seconds / 30`. One
         without an end is sent again at that interval, since other processes keep it for at most
@@ -199,16 +206,20 @@ class BreakerSync:
 
     def _take_change_locked(self, now: float, origin: str) -> Change | None:
         period = self._breaker._period
+        if self._operators and self._reset_count != self._breaker._reset_count:
+            self._reset_count = self._breaker._reset_count
+            if isinstance(period, Closed):
+                self._shared, self._shared_until = period, now
+            return Change(kind=Kind.RESET, name=self._name, origin=origin)
         if isinstance(period, HalfOpen):
             return None
         if isinstance(period, Open):
             return self._take_opening_locked(period, now, origin)
         # Only a reset clears the number of openings.
-        kind = Kind.CLOSED if self._breaker._opened_count else Kind.RESET
-        if period is self._shared or (kind is Kind.RESET and not self._operators):
+        if period is self._shared or not self._breaker._opened_count:
             return None
         self._shared, self._shared_until = period, now
-        return Change(kind=kind, name=self._name, origin=origin)
+        return Change(kind=Kind.CLOSED, name=self._name, origin=origin)
 
     def _take_opening_locked(self, period: Open, now: float, origin: str) -> Change | None:
         if period.is_isolated and not self._operators:
@@ -229,13 +240,18 @@ class BreakerSync:
             error=error if is_safe_text(error) else "Exception",
         )
 
-    def mark_unsent(self) -> None:
-        """Have the present period sent again, because sending it has failed."""
-        self._breaker._events.run_locked(self._mark_unsent_locked, None)
+    def mark_unsent(self, change: Change) -> None:
+        """Have a change sent again, because sending it has failed."""
+        self._breaker._events.run_locked(self._mark_change_unsent_locked, change.kind)
 
     def mark_opening_unsent(self) -> None:
         """Have the present period sent again if it is open, because others may have lost it."""
         self._breaker._events.run_locked(self._mark_unsent_locked, Open)
+
+    def _mark_change_unsent_locked(self, kind: Kind) -> None:
+        if kind is Kind.RESET:
+            self._reset_count = None
+        self._mark_unsent_locked(None)
 
     def _mark_unsent_locked(self, kind: type[Open] | None) -> None:
         is_own = self._shared_until < math.inf
@@ -274,6 +290,8 @@ class BreakerSync:
                 period.until = until
                 self._shared, self._shared_until = period, math.inf
             return False
+        if is_isolated:  # it ends what an earlier reset has done
+            self._reset_count = self._breaker._reset_count
         opened = Open(
             until,
             seconds=max(change.planned, self._breaker._open_time.reset_timeout),
@@ -290,6 +308,7 @@ class BreakerSync:
         return False
 
     def _reset_locked(self, period: Period) -> bool:
+        self._reset_count = self._breaker._reset_count
         has_changed = self._replace_locked(period, Closed())
         self._breaker._opened_count = 0
         self._breaker._last_failure = None

@@ -270,7 +270,7 @@ class RedisNews(_settings.Uncopyable):
         """Send the changes of some breakers; return False if that fails."""
         try:
             for sync in syncs:
-                if change := sync.take_change(self._origin):
+                while change := sync.take_change(self._origin):
                     self._publish(sync, change)
         except Exception as error:
             self._connection_log.report_failure("send", error)
@@ -281,7 +281,7 @@ class RedisNews(_settings.Uncopyable):
         try:
             _raise_first(self._make_commands(change).execute(raise_on_error=False))
         except BaseException:
-            sync.mark_unsent()
+            sync.mark_unsent(change)
             raise
 
     def _make_commands(self, change: Change) -> Pipeline:

@@ -66,6 +66,7 @@ class CircuitBreaker(_settings.Uncopyable):
         "_open_time",
         "_opened_count",
         "_period",
+        "_reset_count",
     )
 
     def __init__(self, config: CircuitBreakerConfig | None = None) -> None:
@@ -87,6 +88,7 @@ class CircuitBreaker(_settings.Uncopyable):
         # Written under the lock of the events, like all attributes of periods and probes.
         self._period: Period = Closed()
         self._opened_count = 0
+        self._reset_count = 0
         self._last_failure: tuple[type[BaseException], float] | None = None  # and when it was
 
     @override
@@ -488,6 +490,7 @@ class CircuitBreaker(_settings.Uncopyable):
         """Start a new closed period, unless the old period has already ended."""
         if not self._transition_locked(old, Closed()):
             return False
+        self._reset_count += 1
         self._opened_count = 0
         self._last_failure = None
         return True

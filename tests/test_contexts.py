@@ -6,6 +6,7 @@ That raises in any other context.
 
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
+from typing import Self
 
 import pytest
 from typing_extensions import override
@@ -81,6 +82,32 @@ def test_a_stream_read_by_several_threads(limit: float | None) -> None:
 
     assert items == ["a", "b", "c"]
     assert provider.ends == 1
+
+
+class TracedAtOnce(Iterator[str]):
+    """An iterator over nothing that sets the variable in `iter()`, before it is advanced."""
+
+    @override
+    def __iter__(self) -> Self:
+        self.token = VARIABLE.set("its own")
+        return self
+
+    @override
+    def __next__(self) -> str:
+        VARIABLE.reset(self.token)
+        raise StopIteration
+
+
+@each_limit
+def test_what_is_set_before_the_first_item(limit: float | None) -> None:
+    """Streams and texts keep the context in which `iter()` of the iterable was called."""
+    group = FallbackGroup(TracedAtOnce(), "primary", attempt_timeout=limit)
+    speaker = TTSFallback(FakeTTS(), "speaker", attempt_timeout=limit)
+
+    assert list(group.stream(lambda provider: provider)) == []
+    assert list(speaker.synthesize_stream(TracedAtOnce(), VOICE)) == []
+
+    assert VARIABLE.get() == "the caller's"
 
 
 def write(_request: llm.CompletionRequest) -> Iterator[llm.Chunk]:
@@ -205,6 +232,29 @@ def test_transcripts(limit: float | None) -> None:
 
     assert words == ["one", "two"]
     assert handle.words.ends == 1
+
+
+@each_limit
+def test_transcripts_see_the_variables_of_their_session(limit: float | None) -> None:
+    """Transcripts see what the provider has set when it started the session."""
+
+    class Following(Handle):
+        """A session whose transcripts are the value of the variable."""
+
+        @override
+        def finals(self) -> Iterator[stt.Transcript]:
+            yield stt.Transcript(text=VARIABLE.get(), is_final=True)
+
+    def start() -> Following:
+        VARIABLE.set("the session's")
+        return Following()
+
+    group = STTFallback(Recogniser(start), "0", attempt_timeout=limit)
+    with group.start_stream(stt.StreamConfig()) as session:
+        words = [each.text for each in session.finals()]
+
+    assert words == ["the session's"]
+    assert VARIABLE.get() == "the caller's"
 
 
 @each_limit

@@ -327,8 +327,10 @@ def test_a_refused_result_is_closed(limit: float | None) -> None:
         FallbackGroup(1, "a", attempt_timeout=limit).stream(open_stream)
     with pytest.raises(AllFailedError, match="returned an object of type"):
         STTFallback(recogniser, "a", attempt_timeout=limit).start_stream(stt.StreamConfig())
+    with pytest.raises(TypeError, match="returned an object of type"):
+        FallbackGroup(1, "a", attempt_timeout=limit).session(str).stream(open_stream)
 
-    assert closed == ["stream", "session"]
+    assert closed == ["stream", "session", "stream"]
 
 
 @pytest.mark.parametrize("lazy", [False, True])
@@ -405,13 +407,21 @@ class TestOwnership:
     """What a provider returns has an owner from the moment of its return."""
 
     def test_a_dropped_stream_is_closed(self) -> None:
-        """A stream that is dropped before it is read is closed."""
-        provider = Counted()
+        """A stream that is dropped before it is read is closed, once and in its context."""
+        variable: ContextVar[str] = ContextVar("variable", default="the caller's")
+        closed: list[str] = []
 
-        opened(provider)
+        class Returned(Counted):
+            """A stream that notes its context when it is closed."""
+
+            @override
+            def close(self) -> None:
+                closed.append(variable.get())
+
+        opened(Returned(lambda: variable.set("its own"))).read_first()
         gc.collect()
 
-        assert provider.closed == 1
+        assert closed == ["its own"]
 
     @pytest.mark.parametrize("attempt_timeout", [0, 60])
     def test_stop_iteration(self, attempt_timeout: float) -> None:

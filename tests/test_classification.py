@@ -64,6 +64,10 @@ class PanicError(BaseException):
     """What an extension module raises when it panics."""
 
 
+class KilledError(BaseException):
+    """What ends a green thread."""
+
+
 class OwnRefusalError(UnsupportedRequestError):
     """A refusal of a provider's own."""
 
@@ -327,7 +331,7 @@ class TestInterruptOn:
 
     @each_kind
     @each_limit
-    @pytest.mark.parametrize("error", [TimeUpError(), PanicError()], ids=["error", "panic"])
+    @pytest.mark.parametrize("error", [TimeUpError(), PanicError(), KilledError()])
     def test_everywhere(
         self,
         make: Callable[[BaseException, FallbackConfig], object],
@@ -336,7 +340,7 @@ class TestInterruptOn:
     ) -> None:
         """It is cancelled in calls, streams, sessions and texts."""
         recorder = Recorder(
-            interrupt_on=(TimeUpError, PanicError),
+            interrupt_on=(TimeUpError, PanicError, KilledError),
             fallback_on=(Exception, PanicError),
             attempt_timeout=limit,
             breaker={"failure_on": (Exception, PanicError)},

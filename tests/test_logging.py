@@ -1,7 +1,8 @@
 """What the library logs, and what it never logs."""
 
+import inspect
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, cast
 
 import pytest
@@ -14,6 +15,7 @@ from resilience import (
     CircuitBreakerConfig,
     CircuitOpenError,
     FallbackConfig,
+    FallbackGroup,
     LLMFallback,
     State,
     StateChange,
@@ -205,6 +207,30 @@ class TestHooks:
             "resilience_source": hook,
             "resilience_error": type(error).__name__,
         }
+
+    @pytest.mark.parametrize("hook", ["retry_after", "on_state_change", "on_attempt"])
+    def test_coroutine(self, caplog: pytest.LogCaptureFixture, hook: str) -> None:
+        """A hook that returns a coroutine is logged like one that raises; nothing is awaited."""
+        returned: list[Coroutine[None, None, None]] = []
+
+        async def later() -> None:
+            """Be closed, and so never warn."""
+
+        def asynchronous(_: object) -> object:
+            returned.append(later())
+            return returned[-1]
+
+        settings: dict[str, Any] = {hook: asynchronous}
+        breaker = {} if hook == "on_attempt" else settings
+        config = CircuitBreakerConfig(max_failures=1, **breaker)
+        outer = settings if hook == "on_attempt" else {}
+        group = FallbackGroup(1, "a", FallbackConfig(circuit_breaker=config, **outer))
+
+        with pytest.raises(AllFailedError):
+            group.execute(refuse)
+
+        assert [inspect.getcoroutinestate(each) for each in returned] == [inspect.CORO_CLOSED]
+        assert f"{hook} raised TypeError" in caplog.text
 
 
 def broken_listener(_: object) -> None:

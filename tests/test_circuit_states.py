@@ -501,6 +501,18 @@ class TestLateDelay:
 
         assert rejection(breaker).retry_after == RESET_TIMEOUT
 
+    def test_elapsed(self, clock: ManualClock) -> None:
+        """A period that has elapsed is not lengthened, since `state` has returned half-open."""
+        breaker = CircuitBreaker(replace(self.config, clock=clock))
+        late = breaker.guard()
+        late.__enter__()
+        trip(breaker)
+        clock.advance(RESET_TIMEOUT)
+
+        late.__exit__(ConnectionError, ConnectionError(60.0), None)
+
+        assert breaker.state is State.HALF_OPEN
+
 
 LATE_RESULTS = {
     "success": None,

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helpers import Hang
+from helpers import Hang, WatchedClock
 from resilience.testing import ManualClock
 
 
@@ -47,6 +47,16 @@ def hang() -> Iterator[Hang]:
     function = Hang()
     yield function
     function.over.set()
+
+
+@pytest.fixture
+def watched(monkeypatch: pytest.MonkeyPatch) -> WatchedClock:
+    """Return a clock that measures time limits; a caller that waits reads it again and again."""
+    clock = WatchedClock()
+    monkeypatch.setattr("resilience._failover.attempts.monotonic", clock)
+    monkeypatch.setattr("resilience._adapters.text.monotonic", clock)
+    monkeypatch.setattr("resilience._failover.workers.TIMEOUT_MAX", 0.001)
+    return clock
 
 
 @pytest.fixture

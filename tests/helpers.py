@@ -299,3 +299,28 @@ class Handle(stt.SessionHandle):
 
     @override
     def close(self) -> None: ...
+
+
+class WatchedClock:
+    """The clock that measures the time limits of one caller, which is the thread of the test."""
+
+    def __init__(self) -> None:
+        """Start at 0."""
+        self.now = 0.0
+        self._reads = threading.Semaphore(0)
+        self._caller = threading.current_thread()
+
+    def __call__(self) -> float:
+        """Return the time."""
+        now = self.now  # first, so that what the test does after a read does not change it
+        if threading.current_thread() is self._caller:
+            self._reads.release()
+        return now
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass while the caller waits; return when it has read the time twice."""
+        self.now += seconds
+        while self._reads.acquire(blocking=False):
+            pass
+        for _ in range(2):
+            assert self._reads.acquire(timeout=TIMEOUT)

@@ -29,6 +29,7 @@ from helpers import (
     Recogniser,
     Recorder,
     Synthesiser,
+    WatchedClock,
     call,
     grouped,
     in_threads,
@@ -206,40 +207,6 @@ def tracked(call: Callable[[], R], released: Callable[[], object]) -> R:
         return call()
 
     return copy_context().run(call_in_context)
-
-
-class WatchedClock:
-    """The clock that measures the time limits of one caller, which is the thread of the test."""
-
-    def __init__(self) -> None:
-        """Start at 0."""
-        self.now = 0.0
-        self._reads = threading.Semaphore(0)
-        self._caller = threading.current_thread()
-
-    def __call__(self) -> float:
-        """Return the time."""
-        if threading.current_thread() is self._caller:
-            self._reads.release()
-        return self.now
-
-    def advance(self, seconds: float) -> None:
-        """Let time pass while the caller waits; return when it has read the time twice."""
-        self.now += seconds
-        while self._reads.acquire(blocking=False):
-            pass
-        for _ in range(2):
-            assert self._reads.acquire(timeout=TIMEOUT)
-
-
-@pytest.fixture
-def watched(monkeypatch: pytest.MonkeyPatch) -> WatchedClock:
-    """Return a clock that measures time limits; a caller that waits reads it again and again."""
-    clock = WatchedClock()
-    monkeypatch.setattr("resilience._failover.attempts.monotonic", clock)
-    monkeypatch.setattr("resilience._adapters.text.monotonic", clock)
-    monkeypatch.setattr("resilience._failover.workers.TIMEOUT_MAX", 0.001)
-    return clock
 
 
 class Interrupter:

@@ -20,6 +20,7 @@ from helpers import (
     Hang,
     Recorder,
     Synthesiser,
+    WatchedClock,
     each_limit,
     in_thread,
     running,
@@ -179,14 +180,11 @@ class TestEmptyChunks:
 
         assert chunks == [llm.Chunk(content="answer"), EMPTY]
 
-    def test_each_renews_the_time_limit(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_each_renews_the_time_limit(self, watched: WatchedClock) -> None:
         """A model that sends empty chunks for longer than the limit is not abandoned."""
-        now = 0.0
-        monkeypatch.setattr("resilience._failover.attempts.monotonic", lambda: now)
 
         def think() -> None:
-            nonlocal now
-            now += 0.9 * LIMIT
+            watched.advance(0.9 * LIMIT)
 
         recorder = Recorder(attempt_timeout=LIMIT)
         model = FakeLLM([think, EMPTY, think, EMPTY, think, EMPTY, think, "answer"])

@@ -1,6 +1,6 @@
 """What type checkers must accept, and must refuse, about breakers; this is never run."""
 
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping
 from datetime import timedelta
 from typing import assert_type
 
@@ -200,3 +200,19 @@ handler: Callable[[StateChange], object] = changes.append
 
 # None selects a default, as 0 does.
 CircuitBreakerConfig(name=None, max_failures=None, reset_timeout=None, half_open_max=None)
+
+# A breaker cannot protect what is asynchronous.
+
+
+async def ask_later(question: str) -> int:
+    """Answer later."""
+    return len(question)
+
+
+async def words_later(text: str) -> AsyncIterator[str]:
+    """Yield words later."""
+    yield text
+
+
+breaker(ask_later)  # type: ignore[deprecated]
+breaker(words_later)  # type: ignore[deprecated]

@@ -97,9 +97,11 @@ class TestExecute:
         fail(breaker)
         opened = breaker.state
         clock.advance(RESET_TIMEOUT)
+        kept: list[object] = []  # the traceback of an exception refers to its probe
         for _ in range(3):
-            with pytest.raises(TypeError):
+            with pytest.raises(TypeError) as caught:
                 _ = breaker.execute(call)
+            kept.append(caught.value)
 
         assert (closed, opened, breaker.state) == (State.CLOSED, State.OPEN, State.HALF_OPEN)
         assert count_free_slots(breaker) == 2

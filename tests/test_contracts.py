@@ -667,6 +667,18 @@ def test_an_adapter_checks_its_providers(
     assert list(group.breakers) == ["0"]
 
 
+@pytest.mark.parametrize(
+    ("adapter", "provider"),
+    [(LLMFallback, FakeLLM()), (STTFallback, FakeSTT()), (TTSFallback, FakeTTS())],
+)
+def test_errors_about_arguments_name_the_adapter(adapter: type[Any], provider: object) -> None:
+    """An error about a missing argument names the public class, not its base."""
+    with pytest.raises(TypeError, match=rf"^{adapter.__name__}\.__init__\(\) missing"):
+        adapter(provider)
+    with pytest.raises(TypeError, match=rf"^{adapter.__name__}\.add_fallback\(\) missing"):
+        adapter(provider, "0").add_fallback("1")
+
+
 def test_an_adapter_names_only_what_is_missing() -> None:
     """The error does not name the methods that the provider has."""
 

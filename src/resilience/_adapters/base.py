@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 from datetime import timedelta
+from functools import update_wrapper
+from types import FunctionType
 from typing import ClassVar, Generic, TypeVar
 
 from typing_extensions import override
@@ -20,6 +22,14 @@ class Adapter(_settings.Uncopyable, Generic[T]):
 
     _required: ClassVar[tuple[str, ...]]
     """Methods that every provider must have."""
+
+    @override
+    def __init_subclass__(cls) -> None:
+        """Give the class its own methods, so that errors about arguments do not name this base."""
+        super().__init_subclass__()
+        for name in ("__init__", "add_fallback"):
+            if name not in vars(cls):
+                setattr(cls, name, _copy_of(vars(Adapter)[name], f"{cls.__qualname__}.{name}"))
 
     def __init__(
         self,
@@ -105,3 +115,11 @@ class Adapter(_settings.Uncopyable, Generic[T]):
         if missing:
             msg = f"{setting} must have {' and '.join(missing)}(), got {provider!r}"
             raise TypeError(msg)
+
+
+def _copy_of(function: FunctionType, qualified_name: str) -> FunctionType:
+    copied = FunctionType(function.__code__, function.__globals__, argdefs=function.__defaults__)
+    update_wrapper(copied, function)
+    copied.__kwdefaults__ = function.__kwdefaults__
+    copied.__qualname__ = qualified_name
+    return copied

@@ -458,17 +458,18 @@ class CircuitBreaker(_settings.Uncopyable):
 
     def _take_slot_locked(self, period: HalfOpen, slots: float, now: float) -> Probe | None:
         """Admit a probe, if a slot is free or `reset_timeout` has elapsed since the last probe."""
-        # The probe is made before the slots are counted. Between the count and the use of the slot
-        # nothing may be called: a signal handler or a finalizer there could use the same slot, and
-        # there would be one probe too many.
+        # Between the count of the slots and the last assignment nothing may be called: a signal
+        # handler or a finalizer there could use the same slot, and there would be one probe too
+        # many. So the probe is made before, and also the time of its admission, which is not the
+        # present one if a thread that was slow has read the clock before the last admission.
         probe = Probe(period, self._release)
+        admission = max(period.last_admission, now)
         is_full = period.slots_used >= slots
         if is_full and now - period.last_admission < self._open_time.reset_timeout:
             return None
         period.slots_used += 1
         probe.is_held = True
-        # A thread that was slow may have read the clock before the last admission.
-        period.last_admission = max(period.last_admission, now)
+        period.last_admission = admission
         return probe
 
     def _transition_locked(

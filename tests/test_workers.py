@@ -626,9 +626,12 @@ class TestLimit:
     """The number of hanging calls is limited."""
 
     def test_further_calls_are_refused(
-        self, slow: Slow[str], monkeypatch: pytest.MonkeyPatch
+        self,
+        slow: Slow[str],
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
     ) -> None:
-        """With as many calls hanging no other is made, until one of them returns."""
+        """With as many calls hanging no other is made, until one returns; error and log say so."""
         monkeypatch.setattr(workers_module, "MAX_ABANDONED", 2)
         workers = WorkerPool("model", 0.01)
         other = Slow(lambda: "later")
@@ -642,7 +645,9 @@ class TestLimit:
             with pytest.raises(AttemptTimeoutError) as caught:
                 call(workers, lambda: made.append("refused"))
             assert (caught.value.provider, caught.value.timeout) == ("model", 0.01)
+            assert str(caught.value) == "'model' was not called: 2 abandoned calls still hang"
 
+        assert "provider model is not called: 2 abandoned calls still hang" in caplog.text
         assert threading.active_count() <= threads
         slow.end()
         call(workers, lambda: made.append("admitted"))

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from helpers import TIMEOUT, Hang, running
+from helpers import TIMEOUT, Hang, in_thread, running
 from resilience import (
     CircuitBreaker,
     CircuitBreakerConfig,
@@ -93,9 +93,10 @@ def test_a_breaker_that_this_thread_has_locked() -> None:
 def test_a_group_whose_lock_another_thread_holds() -> None:
     """Providers can be added in the child."""
     group = FallbackGroup("a", "a")
-    group._lock.acquire()
+    in_thread(group._lock.acquire)
 
     renew()
+    assert group._lock.acquire(blocking=False)  # before this thread waits for it
     group.add_fallback("b", "b")
 
     assert list(group.breakers) == ["a", "b"]

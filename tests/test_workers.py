@@ -304,6 +304,22 @@ class TestThreads:
         gc.collect()
         assert slow.released.wait(TIMEOUT)
 
+    def test_interrupted_as_a_worker_takes_the_call(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """If the caller is interrupted at that moment, the late result is discarded."""
+        accept = workers_module._Worker.accept
+
+        def interrupted(worker: Any, task: Any) -> NoReturn:  # noqa: ANN401
+            accept(worker, task)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(workers_module._Worker, "accept", interrupted)
+        discarded = threading.Event()
+
+        with pytest.raises(KeyboardInterrupt):
+            WorkerPool("model", TIMEOUT).start(lambda: "late", lambda _: discarded.set())
+
+        assert discarded.wait(TIMEOUT)
+
     def test_no_thread_at_the_end_of_the_interpreter(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """A thread that would never run is not waited for."""
         workers = WorkerPool("model", LIMIT)

@@ -421,6 +421,18 @@ class TestOwnership:
 
         assert closed == ["its own"]
 
+    def test_dropped_while_its_context_is_in_use(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A stream that was being read when the process forked is dropped without a warning."""
+        unraisable: list[object] = []
+        monkeypatch.setattr(sys, "unraisablehook", unraisable.append)
+        context = copy_context()
+        streams = [ProviderStream[str](context)]
+
+        context.run(streams.clear)
+        gc.collect()
+
+        assert unraisable == []
+
     @pytest.mark.parametrize("attempt_timeout", [0, 60])
     def test_stop_iteration(self, attempt_timeout: float) -> None:
         """A provider's `StopIteration` is an exception like any other, not a missing result."""

@@ -120,6 +120,43 @@ def test_answers_that_a_server_gives_up(reason: str) -> None:
         stream([{"content": "It "}], reason)
 
 
+def loop_of(*calls: llm.ToolCall) -> llm.CompletionRequest:
+    """Return a request with calls and their results."""
+    results = (llm.Message(role="tool", tool_call_id=call.id, content="rain") for call in calls)
+    messages = (*ask("Hi"), llm.Message(role="assistant", tool_calls=calls), *results)
+    return llm.CompletionRequest(messages=messages, tools=(WEATHER,))
+
+
+def test_long_ids_of_other_servers() -> None:
+    """An id that is longer than OpenAI accepts is shortened, in call and result, and is unique."""
+    identity = "chatcmpl-tool-0123456789abcdef0123456789abcdef"
+    calls = [llm.ToolCall(id=f"{identity}{n}", name="weather", arguments="{}") for n in "ab"]
+    with serve_openai() as server, connect(f"{server.url}/v1") as provider:
+        assert provider.complete(loop_of(*calls)).content == "gpt says rain and rain."
+
+        _, called, *results = server.bodies[0]["messages"]
+    ids = [call["id"] for call in called["tool_calls"]]
+    assert ids == [result["tool_call_id"] for result in results]
+    assert len(set(ids)) == 2
+
+
+def test_long_ids_of_this_server() -> None:
+    """An id that a server itself has made is sent back unchanged, however long it is."""
+    identity = "chatcmpl-tool-0123456789abcdef0123456789abcdef"
+    function = {"name": "weather", "arguments": "{}"}
+    call = {"index": 0, "id": identity, "function": function}
+
+    for found in (
+        complete({"tool_calls": [call]}, "tool_calls").tool_calls,
+        stream([{"tool_calls": [call]}], "tool_calls")[-1].tool_calls,
+    ):
+        with serve_openai() as server, connect(f"{server.url}/v1") as provider:
+            failure_of(provider, loop_of(*found), streams=False)  # OpenAI has not made it
+
+            _, called, result = server.bodies[0]["messages"]
+        assert (called["tool_calls"][0]["id"], result["tool_call_id"]) == (identity, identity)
+
+
 def test_calls_that_end_with_stop() -> None:
     """A call of the function that a request names ends with "stop", but is a call."""
     call = {"index": 0, "id": "a", "function": {"name": "now", "arguments": "{}"}}

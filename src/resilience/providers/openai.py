@@ -5,6 +5,7 @@ offer too.
 """
 
 import base64
+import hashlib
 import re
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -37,6 +38,7 @@ _FINISH_REASONS = {
     "model_length": "length",
     **dict.fromkeys(("eos", "eos_token", "stop_sequence"), "stop"),
 }
+_LONGEST_ID = 40  # characters of a tool call's id that OpenAI accepts
 _FAILURES = {"abort", "error", "insufficient_system_resource"}
 
 
@@ -138,9 +140,13 @@ class OpenAILLM(llm.Provider):
                 msg = f"the request needs a model with {name}"
                 raise UnsupportedRequestError(msg)
         reasons = self._capabilities.supports_reasoning  # else nothing is to be turned off
+        calls = [call for message in request.messages for call in message.tool_calls]
+        ids: dict[str | None, str] = {
+            call.id: self._own(call.extra).get("id", _identity(call.id)) for call in calls
+        }
         arguments: dict[str, Any] = {
             "model": request.model or self._model,
-            "messages": [self._message(message) for message in request.messages],
+            "messages": [self._message(message, ids) for message in request.messages],
             "tools": [self._tool(tool) for tool in request.tools] or None,
             "tool_choice": request.tool_choice,
             "temperature": request.temperature,
@@ -163,7 +169,7 @@ class OpenAILLM(llm.Provider):
         given = {name: value for name, value in arguments.items() if value is not None}
         return {**given, **self._own(request.extra)}
 
-    def _message(self, message: llm.Message) -> dict[str, Any]:
+    def _message(self, message: llm.Message, ids: Mapping[str | None, str]) -> dict[str, Any]:
         is_developer = message.role == "developer"
         translated: dict[str, Any] = {
             "role": self._developer_role if is_developer else message.role,
@@ -176,10 +182,10 @@ class OpenAILLM(llm.Provider):
             text = [{"type": "text", "text": message.content}] if message.content else []
             translated["content"] = [*text, *map(self._part, message.attachments)]
         if message.tool_calls:
-            translated["tool_calls"] = [self._call(call) for call in message.tool_calls]
+            translated["tool_calls"] = [self._call(call, ids) for call in message.tool_calls]
             translated["content"] = message.content or None
         if message.role == "tool":
-            translated["tool_call_id"] = message.tool_call_id
+            translated["tool_call_id"] = ids.get(message.tool_call_id, message.tool_call_id)
         elif message.name is not None:
             translated["name"] = message.name
         return {**translated, **self._own(message.extra)}
@@ -204,9 +210,10 @@ class OpenAILLM(llm.Provider):
         msg = f"a file of type {media.media_type!r}"
         raise UnsupportedRequestError(msg)
 
-    def _call(self, call: llm.ToolCall) -> dict[str, Any]:
+    def _call(self, call: llm.ToolCall, ids: Mapping[str | None, str]) -> dict[str, Any]:
         function = {"name": call.name, "arguments": call.arguments}
-        return {"id": call.id, "type": "function", "function": function, **self._own(call.extra)}
+        named = {"id": ids[call.id], "type": "function", "function": function}
+        return {**named, **self._own(call.extra)}
 
     def _tool(self, tool: llm.ToolDefinition) -> dict[str, Any]:
         function: dict[str, Any] = {"name": tool.name, "description": tool.description}
@@ -270,6 +277,12 @@ class _PartialCall:
     added: dict[str, Any] = field(default_factory=dict[str, Any])
 
 
+def _identity(call: str) -> str:
+    """Return the id of a tool call, or a short one for it, the same each time."""
+    is_short = len(call) <= _LONGEST_ID
+    return call if is_short else hashlib.sha256(call.encode()).hexdigest()[:_LONGEST_ID]
+
+
 def _assemble(calls: list[_PartialCall], piece: Any, position: int) -> None:
     """Add a piece to its tool call; some servers give all calls the same index, or none."""
     index = getattr(piece, "index", None)
@@ -279,6 +292,8 @@ def _assemble(calls: list[_PartialCall], piece: Any, position: int) -> None:
         call = _PartialCall(index)
         calls.append(call)
     call.id = piece.id or call.id
+    if len(call.id) > _LONGEST_ID:
+        call.added["id"] = call.id  # only this server gets it back unchanged
     if piece.function is not None:
         call.name = piece.function.name or call.name
         call.arguments += piece.function.arguments or ""

@@ -349,6 +349,16 @@ def test_content_of_another_server() -> None:
         assert second.complete(request).tool_calls[0].arguments == '{"city": "Bergen"}'
 
 
+def test_an_empty_answer_is_not_sent() -> None:
+    """An answer without content, as of a model that has only reasoned, is left out."""
+    empty = llm.CompletionResponse(finish_reason="length").message
+    request = llm.CompletionRequest(messages=(*ask("Hi"), empty, *ask("And now?")))
+    with serve_openai() as server, connect(f"{server.url}/v1") as provider:
+        provider.complete(request)
+
+    assert [message["role"] for message in server.bodies[0]["messages"]] == ["user", "user"]
+
+
 def test_extra_of_every_value() -> None:
     """Options and returned content of messages, calls and tools are added where they belong."""
     call = llm.ToolCall(id="call-1", name="weather", arguments="{}", extra={"openai": {"a": 1}})

@@ -144,9 +144,10 @@ class OpenAILLM(llm.Provider):
         ids: dict[str | None, str] = {
             call.id: self._own(call.extra).get("id", _identity(call.id)) for call in calls
         }
+        messages = [self._message(message, ids) for message in request.messages]
         arguments: dict[str, Any] = {
             "model": request.model or self._model,
-            "messages": [self._message(message, ids) for message in request.messages],
+            "messages": [each for each in messages if not _is_empty(each)],
             "tools": [self._tool(tool) for tool in request.tools] or None,
             "tool_choice": request.tool_choice,
             "temperature": request.temperature,
@@ -264,6 +265,12 @@ class OpenAILLM(llm.Provider):
             id=identity,
             extra={self._vendor: added} if added else None,
         )
+
+
+def _is_empty(message: dict[str, Any]) -> bool:
+    """Return whether it is an answer without content, which compatible servers reject."""
+    rest = message.keys() - {"role", "content", "name"}
+    return message["role"] == "assistant" and not (message["content"] or rest)
 
 
 @dataclass(slots=True)

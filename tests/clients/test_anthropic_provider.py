@@ -274,16 +274,29 @@ def test_files(provider: llm.Provider, server: Server) -> None:
         llm.Media(media_type="audio/wav", data=b"-"),
         llm.Media(media_type="image/bmp", data=b"-"),
         llm.Media(media_type="text/plain", uri="https://example.com/a.txt"),
+        llm.Media(media_type="image/png", uri="data:image/png;base64,YQ=="),
+        llm.Media(media_type="image/png", uri="gs://files/a.png"),
     ],
-    ids=lambda media: str(media.media_type),
+    ids=lambda media: f"{media.media_type} {media.uri}",
 )
 def test_files_that_cannot_be_sent(
     provider: llm.Provider, server: Server, media: llm.Media
 ) -> None:
-    """A file of a type that the vendor does not have raises."""
+    """A file of a type, or at a place, that the vendor does not know raises."""
     message = llm.Message(role="user", attachments=(media,))
 
     with pytest.raises(UnsupportedRequestError, match=media.media_type):
+        provider.complete(llm.CompletionRequest(messages=(message,)))
+
+    assert server.bodies == []
+
+
+def test_a_text_in_another_encoding(provider: llm.Provider, server: Server) -> None:
+    """A text that the vendor would not get as it is raises."""
+    text = llm.Media(media_type="text/plain", data="blåbær".encode("latin-1"))
+    message = llm.Message(role="user", attachments=(text,))
+
+    with pytest.raises(UnsupportedRequestError, match="not UTF-8"):
         provider.complete(llm.CompletionRequest(messages=(message,)))
 
     assert server.bodies == []

@@ -228,6 +228,17 @@ def test_files(provider: llm.Provider, media_type: str) -> None:
     assert response.content == "gemini says a file and https://example.com/files/1."
 
 
+def test_a_file_in_its_url(provider: llm.Provider, server: Server) -> None:
+    """The vendor loads no file whose bytes are in the URL, so it raises."""
+    picture = llm.Media(media_type="image/png", uri="data:image/png;base64,YQ==")
+    message = llm.Message(role="user", attachments=(picture,))
+
+    with pytest.raises(UnsupportedRequestError, match="image/png"):
+        provider.complete(llm.CompletionRequest(messages=(message,)))
+
+    assert server.bodies == []
+
+
 def test_pictures_of_the_model() -> None:
     """A file in an answer is kept to be sent back."""
     data = {"inlineData": {"mimeType": "image/png", "data": "YSBwaWN0dXJl"}}

@@ -386,11 +386,12 @@ def test_extra_of_every_value() -> None:
 
 
 def test_files() -> None:
-    """A recording, a document and an uploaded file reach the server."""
+    """A recording, an uploaded file, a document and a picture in its URL reach the server."""
     files = {
         "a recording": llm.Media(media_type="audio/wav", data=b"a recording"),
         "file-1": llm.Media(media_type="application/pdf", uri="file-1"),
         "a document": llm.Media(media_type="application/pdf", data=b"a document"),
+        "a": llm.Media(media_type="image/png", uri="data:image/png;base64,YQ=="),
     }
     message = llm.Message(role="user", content="Look:", attachments=tuple(files.values()))
     with serve_openai() as server, connect(f"{server.url}/v1") as provider:
@@ -406,6 +407,7 @@ def test_files() -> None:
         llm.Media(media_type="audio/wav", uri="https://example.com/a.wav"),
         llm.Media(media_type="application/pdf", uri="https://example.com/a.pdf"),
         llm.Media(media_type="image/png", uri="file-1"),
+        llm.Media(media_type="image/png", uri="gs://files/a.png"),
         llm.Media(media_type="text/plain", data=b"-"),
         llm.Media(media_type="video/mp4", data=b"-"),
     ],

@@ -227,17 +227,18 @@ class AnthropicLLM(llm.Provider):
     def _file(self, media: llm.Media) -> dict[str, Any]:
         is_picture = media.media_type in _PICTURES and self._capabilities.supports_vision
         is_text = media.media_type == "text/plain"
-        is_link = media.uri is not None and ":" in media.uri
-        if not (is_picture or media.media_type in _DOCUMENTS) or (is_text and is_link):
+        scheme, colon, _ = (media.uri or "").partition(":")
+        is_foreign = bool(colon) and (is_text or scheme not in {"http", "https"})
+        if is_foreign or not (is_picture or media.media_type in _DOCUMENTS):
             msg = f"a file of type {media.media_type!r}"
             raise UnsupportedRequestError(msg)
         source = {"type": "base64", "media_type": media.media_type}
         if media.uri is not None:
-            source = {"type": "url", "url": media.uri}
-            if not is_link:
-                source = {"type": "file", "file_id": media.uri}
+            source = {"type": "file", "file_id": media.uri}
+            if colon:
+                source = {"type": "url", "url": media.uri}
         elif is_text:
-            source |= {"type": "text", "data": (media.data or b"").decode(errors="replace")}
+            source |= {"type": "text", "data": _decode(media.data or b"")}
         else:
             source["data"] = base64.b64encode(media.data or b"").decode()
         title = {"title": media.name} if media.name and not is_picture else {}
@@ -247,6 +248,14 @@ class AnthropicLLM(llm.Provider):
 def _own(extra: Mapping[str, object] | None) -> dict[str, Any]:
     own: Any = (extra or {}).get("anthropic") or {}
     return dict(own)
+
+
+def _decode(text: bytes) -> str:
+    try:
+        return text.decode()
+    except UnicodeDecodeError as error:
+        msg = f"a text that is not UTF-8: {error.reason}"
+        raise UnsupportedRequestError(msg) from None
 
 
 def _identity(call: str) -> str:

@@ -205,7 +205,8 @@ class GoogleLLM(llm.Provider):
         kind = media.media_type.partition("/")[0]
         seen = self._capabilities.supports_vision
         abilities = {"image": seen, "video": seen, "audio": self._capabilities.supports_audio}
-        if not abilities.get(kind, True):
+        is_embedded = media.uri is not None and media.uri.startswith("data:")
+        if is_embedded or not abilities.get(kind, True):
             msg = f"a file of type {media.media_type!r}"
             raise UnsupportedRequestError(msg)
         if media.uri is not None:

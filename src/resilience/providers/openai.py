@@ -195,16 +195,16 @@ class OpenAILLM(llm.Provider):
         kind = media.media_type.partition("/")[0]
         abilities = {"image": self._capabilities.supports_vision}
         abilities["audio"] = self._capabilities.supports_audio
-        is_link = media.uri is not None and ":" in media.uri
+        scheme, colon, _ = (media.uri or "").partition(":")
         encoded = base64.b64encode(media.data or b"").decode()
         url = media.uri or f"data:{media.media_type};base64,{encoded}"
         if abilities.get(kind, True):
-            if kind == "image" and (is_link or media.uri is None):
+            if kind == "image" and (media.uri is None or scheme in {"http", "https", "data"}):
                 return {"type": "image_url", "image_url": {"url": url}}
             if media.media_type in _AUDIO and media.uri is None:
                 audio = {"data": encoded, "format": _AUDIO[media.media_type]}
                 return {"type": "input_audio", "input_audio": audio}
-            is_sent = media.media_type == "application/pdf" if media.uri is None else not is_link
+            is_sent = media.media_type == "application/pdf" if media.uri is None else not colon
             if kind not in abilities and is_sent:
                 data = {"filename": media.name or "file", "file_data": url}
                 return {"type": "file", "file": {"file_id": media.uri} if media.uri else data}

@@ -117,6 +117,19 @@ def test_a_signature_that_is_missing(provider: llm.Provider, *, streams: bool) -
         assert text in str(error)
 
 
+def test_blanks_before_a_call(provider: llm.Provider, server: Server) -> None:
+    """Blanks that the model writes between reasoning and call are not sent back with them."""
+    begun = provider.complete(LOOP)
+    changed = json.loads(json.dumps(begun.extra))
+    changed["anthropic"]["content"].insert(2, {"type": "text", "text": "\n\n"})
+    result = llm.Message(role="tool", tool_call_id=begun.tool_calls[0].id, content="rain")
+    messages = (*LOOP.messages, replace(begun.message, extra=changed), result)
+
+    assert provider.complete(replace(LOOP, messages=messages)).tool_calls
+    kinds = [block["type"] for block in server.bodies[-1]["messages"][1]["content"]]
+    assert kinds == ["thinking", "redacted_thinking", "tool_use"]
+
+
 def test_extra_survives_json(provider: llm.Provider) -> None:
     """What must be sent back can be stored as JSON."""
     begun = provider.complete(LOOP)

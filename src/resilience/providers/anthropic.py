@@ -214,11 +214,12 @@ class AnthropicLLM(llm.Provider):
             raise UnsupportedRequestError(msg)
         own = _own(message.extra)
         blocks: list[dict[str, Any]] = own.pop("content", None) or [
-            # The vendor refuses blanks alone, which other models write before a call.
-            *([{"type": "text", "text": message.content}] if message.content.strip() else []),
+            {"type": "text", "text": message.content},
             *map(self._file, message.attachments),
             *map(_tool_use, message.tool_calls),
         ]
+        # The vendor refuses blanks alone, which models write before a call, its own too.
+        blocks = [each for each in blocks if each["type"] != "text" or each["text"].strip()]
         if message.role == "tool":
             result = {"type": "tool_result", "tool_use_id": _identity(message.tool_call_id or "")}
             blocks = [{**result, "content": blocks}]

@@ -448,6 +448,16 @@ def test_the_longest_answer(server: Server) -> None:
     assert [body["max_tokens"] for body in server.bodies] == [16_384, 0]
 
 
+@pytest.mark.parametrize("body", [b"{}", b"[]", b'{"input_tokens": null}'])
+def test_a_body_that_is_no_count(body: bytes) -> None:
+    """Other JSON is not a number of tokens."""
+    with (
+        provider_of("application/json", body) as provider,
+        pytest.raises(ConnectionError, match="not a number of tokens"),
+    ):
+        provider.count_tokens(REQUEST.messages)
+
+
 def test_counting(provider: llm.Provider) -> None:
     """Tokens are counted by the vendor."""
     assert provider.count_tokens((llm.Message(role="system", content="Hi"), *ask("Hi"))) == 23

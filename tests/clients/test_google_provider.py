@@ -338,6 +338,16 @@ def test_a_call_without_arguments() -> None:
         assert response.finish_reason == "tool_calls"
 
 
+@pytest.mark.parametrize("body", [b"{}", b"[]"])
+def test_a_body_that_is_no_count(body: bytes) -> None:
+    """Other JSON is not a number of tokens."""
+    with (
+        provider_of("application/json", body) as provider,
+        pytest.raises(ConnectionError, match="not a number of tokens"),
+    ):
+        provider.count_tokens(REQUEST.messages)
+
+
 def test_counting(provider: llm.Provider, server: Server) -> None:
     """Tokens are counted by the vendor, those of instructions too."""
     messages = (llm.Message(role="system", content="Be brief."), *ask("Hi"))

@@ -127,9 +127,11 @@ class AnthropicLLM(llm.Provider):
     @override
     def count_tokens(self, messages: Sequence[llm.Message]) -> int:
         conversation = self._conversation(messages)
-        count: int = self._client.messages.count_tokens(
-            model=self._model, **conversation
-        ).input_tokens
+        answer = self._client.messages.count_tokens(model=self._model, **conversation)
+        count: int | None = getattr(answer, "input_tokens", None)
+        if count is None:
+            msg = "the body is not a number of tokens"
+            raise ConnectionError(msg)
         return count
 
     @override

@@ -109,7 +109,10 @@ class GoogleLLM(llm.Provider):
         said = [replace(each, role="user") if each.role in is_system else each for each in messages]
         _, contents = self._conversation(said)
         answer = self._client.models.count_tokens(model=self._model, contents=contents)
-        count: int = answer.total_tokens
+        count: int | None = answer.total_tokens
+        if count is None:
+            msg = "the body is not a number of tokens"
+            raise ConnectionError(msg)
         return count
 
     @override

@@ -185,8 +185,9 @@ def test_nothing_is_not_an_answer() -> None:
     """An answer that ends regularly without text or calls raises."""
     thinking = {"type": "thinking", "thinking": "Hm.", "signature": "c2ln"}
     for reason in ("end_turn", "tool_use"):
-        with pytest.raises(ConnectionError, match="empty"):
-            complete([thinking, {"type": "text", "text": ""}], reason)
+        for text in ("", "\n\n"):
+            with pytest.raises(ConnectionError, match="empty"):
+                complete([thinking, {"type": "text", "text": text}], reason)
     with pytest.raises(ConnectionError, match="empty"):
         stream()
     with pytest.raises(ConnectionError, match="cut off"):

@@ -289,7 +289,7 @@ def test_a_blocked_prompt() -> None:
 @pytest.mark.parametrize("reason", ["STOP", "MALFORMED_FUNCTION_CALL"])
 def test_nothing_is_not_an_answer(reason: str) -> None:
     """An answer without text and calls raises, and says why it has ended."""
-    for parts in ((), ({"text": "Hm.", "thought": True},)):
+    for parts in ((), ({"text": "Hm.", "thought": True},), ({"text": "\n\n"},)):
         with pytest.raises(ConnectionError, match=f"empty: {reason}"):
             respond(candidate(*parts, reason=reason))
 

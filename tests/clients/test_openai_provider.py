@@ -90,8 +90,9 @@ def test_nothing_is_not_an_answer() -> None:
     for reason in ("stop", "tool_calls"):
         with pytest.raises(ConnectionError, match="empty"):
             complete({"content": None, "reasoning": "Hm."}, reason)
-        with pytest.raises(ConnectionError, match="empty"):
-            stream([{"content": ""}], reason)
+        for text in ("", "\n\n"):
+            with pytest.raises(ConnectionError, match="empty"):
+                stream([{"content": text}], reason)
 
 
 @pytest.mark.parametrize("reason", ["length", "content_filter", "something_new"])

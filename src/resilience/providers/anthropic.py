@@ -316,7 +316,7 @@ def _ending(blocks: list[dict[str, Any]], end: Any) -> dict[str, Any]:
         if block["type"] == "tool_use":
             arguments = text or json.dumps(block["input"], ensure_ascii=False)
             calls.append(llm.ToolCall(id=block["id"], name=block["name"], arguments=arguments))
-    is_empty = not (calls or _join(blocks, "text"))
+    is_empty = not (calls or _join(blocks, "text").strip())
     if finish_reason is None or (finish_reason in {"stop", "tool_calls"} and is_empty):
         msg = "the answer is empty" if finish_reason else "the answer was cut off"
         raise ConnectionError(msg)

@@ -285,7 +285,7 @@ def _chunks(answers: Iterable[Any]) -> Iterator[llm.Chunk]:
                 yield llm.Chunk(reasoning=text) if part.thought else llm.Chunk(content=text)
     finish_reason = _FINISH_REASONS.get(reason or "", reason)
     is_known = finish_reason in {"length", "content_filter"}
-    has_text = any(part.get("text") and not part.get("thought") for part in parts)
+    has_text = any(part.get("text", "").strip() and not part.get("thought") for part in parts)
     if finish_reason is None or not (is_known or calls or has_text):
         msg = f"the answer is empty: {reason}" if reason else "the answer was cut off"
         raise ConnectionError(msg)

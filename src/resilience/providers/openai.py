@@ -246,7 +246,7 @@ class OpenAILLM(llm.Provider):
                 for position, piece in enumerate(delta.tool_calls or ()):
                     _assemble(calls, piece, position)
                 chunk = _translate_text(delta)
-                is_empty = is_empty and not (chunk.content or chunk.refusal)
+                is_empty = is_empty and not (chunk.content.strip() or chunk.refusal)
                 yield chunk
         finish_reason = _finish_reason(finish_reason, is_empty=is_empty, has_calls=bool(calls))
         yield llm.Chunk(

@@ -269,6 +269,30 @@ def test_several_speakers(ears: Ears) -> None:
     assert (transcript.speaker, transcript.channel, transcript.language) == (None, None, None)
 
 
+def test_null_for_what_is_not_known(ears: Ears) -> None:
+    """Fields that the client's types allow to be null may be null."""
+    word = {"word": "hi", "start": 0.0, "end": 0.5, "confidence": 1.0}
+    nulls: dict[str, object] = {"punctuated_word": None, "speaker": None}
+    alternative = {"transcript": "hi", "confidence": 1.0, "languages": None}
+
+    with session_with(ears) as (session, line):
+        for words in ([{**word, **nulls}], None):
+            say(line, results("", channel={"alternatives": [{**alternative, "words": words}]}))
+        finals = session.finals()
+        first, second = next(finals), next(finals)
+
+    assert first.words == (stt.Word(text="hi", start=0.0, duration=0.5, confidence=1.0),)
+    assert (first.speaker, first.language, second.words) == (None, None, ())
+
+
+def test_messages_of_a_type_that_the_client_does_not_know(ears: Ears) -> None:
+    """A message of a new type does not end the session."""
+    with session_with(ears) as (session, line):
+        say(line, {"type": "SomethingNew", "text": "rain"}, results("snow"))
+
+        assert next(session.finals()).text == "snow"
+
+
 def test_end_of_an_utterance(ears: Ears) -> None:
     """`UtteranceEnd` is a final transcript without text."""
     message = {"type": "UtteranceEnd", "channel": [1, 2], "last_word_end": 2.5}

@@ -226,7 +226,8 @@ class DeepgramSession(stt.SessionHandle):
         try:
             for message in self._socket:
                 self._last_message = monotonic()
-                self._distribute(message.dict())
+                if message is not None:  # the client does not know every type of message
+                    self._distribute(message.dict())
             if not self._finished.is_set():
                 error = ConnectionError(f"{_VENDOR} closed the session before finish()")
         except Exception as raised:
@@ -319,7 +320,7 @@ def _key_terms(keywords: Sequence[stt.Keyword]) -> list[str]:
 
 def _transcript(message: Mapping[str, Any]) -> stt.Transcript:
     best = message["channel"]["alternatives"][0]
-    words = tuple(_word(word) for word in best.get("words", ()))
+    words = tuple(_word(word) for word in best.get("words") or ())
     speakers = {word.speaker for word in words}
     return stt.Transcript(
         text=best["transcript"],
@@ -331,18 +332,18 @@ def _transcript(message: Mapping[str, Any]) -> stt.Transcript:
         ends_utterance=message.get("speech_final", False),
         speaker=speakers.pop() if len(speakers) == 1 else None,
         channel=_channel(message["channel_index"]),
-        language=next(iter(best.get("languages", ())), None),
+        language=next(iter(best.get("languages") or ()), None),
         extra={_VENDOR: message},
     )
 
 
 def _word(word: Mapping[str, Any]) -> stt.Word:
     return stt.Word(
-        text=word.get("punctuated_word", word["word"]),
+        text=word.get("punctuated_word") or word["word"],
         start=word["start"],
         duration=word["end"] - word["start"],
         confidence=word.get("confidence"),
-        speaker=str(word["speaker"]) if "speaker" in word else None,
+        speaker=None if word.get("speaker") is None else str(word["speaker"]),
     )
 
 

@@ -20,6 +20,7 @@ EVERYTHING = llm.ModelCapabilities(
     supports_tools=True,
     supports_vision=True,
     supports_structured_output=True,
+    supports_reasoning=True,
     supports_audio=True,
 )
 ANSWER = llm.CompletionResponse(
@@ -104,7 +105,8 @@ class TextModel(Model):
 
     def _check(self, request: llm.CompletionRequest) -> None:
         has_files = any(message.attachments for message in request.messages)
-        if has_files or request.tools or request.response_format or request.seed:
+        settings = (request.response_format, request.reasoning_effort, request.seed)
+        if has_files or request.tools or any(settings):
             msg = "text only"
             raise UnsupportedRequestError(msg)
 

@@ -124,6 +124,8 @@ def excluded_requests(
         yield "tools", replace(request, tools=(_TOOL,))
     if not capabilities.supports_structured_output:
         yield "a response format", replace(request, response_format=_SCHEMA)
+    if not capabilities.supports_reasoning:
+        yield "a reasoning effort", replace(request, reasoning_effort="low")
 
 
 def _has_content(chunk: llm.Chunk) -> bool:

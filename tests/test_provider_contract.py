@@ -330,6 +330,7 @@ class TestClasses:
         [
             (TestModel, "interrupted_complete_raises", "make_interrupted_provider"),
             (TestModel, "interrupted_stream_raises", "make_interrupted_provider"),
+            (TestModel, "interrupted_streams_leave_nothing", "make_interrupted_provider"),
             (TestModel, "unsupported_requests", "unsupported_requests"),
             (TestTextModel, "tool_calls", "tool_request"),
             (TestTextModel, "streamed_tool_calls", "tool_request"),
@@ -632,9 +633,9 @@ def broken(test: str, message: str, provider: Any, **hooks: Any) -> Any:
     return case(test, message, make_broken_provider=provider, **hooks)
 
 
-def interrupted(test: str, message: str, provider: Any) -> Any:
+def interrupted(test: str, message: str, provider: Any, **hooks: Any) -> Any:
     """Return a wrong provider whose server closes the connection in the middle."""
-    return case(test, message, make_interrupted_provider=provider)
+    return case(test, message, make_interrupted_provider=provider, **hooks)
 
 
 WRONG_MODELS = [
@@ -862,6 +863,12 @@ WRONG_MODELS = [
         "failed_streams_leave_nothing",
         f"that failed {LEFT_THREADS}",
         leaking(REFUSING_MODEL, "stream_completion"),
+        time_limit=0.4,
+    ),
+    interrupted(
+        "interrupted_streams_leave_nothing",
+        f"that broke off {LEFT_THREADS}",
+        leaking(Model, "stream_completion"),
         time_limit=0.4,
     ),
     case("complete_leaves_nothing", LEFT_THREADS, leaking(Model, "complete"), time_limit=0.4),
@@ -1344,6 +1351,12 @@ WRONG_RECOGNISERS = [
         "failed_sessions_leave_nothing",
         LEFT_THREADS,
         leaking(REFUSING_RECOGNISER, "start_stream"),
+        time_limit=0.4,
+    ),
+    interrupted(
+        "interrupted_sessions_leave_nothing",
+        f"that broke off {LEFT_THREADS}",
+        leaking(Recogniser, "start_stream"),
         time_limit=0.4,
     ),
 ]

@@ -75,7 +75,7 @@ class VendorContract(LLMProviderContract):
 
     @override
     def count_connections(self) -> int:
-        return self.working.count_connections()
+        return self.working.count_connections() + self.cut.count_connections()
 
 
 class TestOpenAILLM(VendorContract):

@@ -88,7 +88,7 @@ class SynthesiserContract(TTSProviderContract):
 
     @override
     def count_connections(self) -> int:
-        return self.working.count_connections()
+        return self.working.count_connections() + self.interrupted.count_connections()
 
 
 class TestDeepgramTTS(SynthesiserContract):
@@ -212,7 +212,7 @@ class TestDeepgramSTT(STTProviderContract):
 
     @override
     def count_connections(self) -> int:
-        return len(self.working.connections)
+        return len(self.working.connections) + len(self.cut.connections)
 
 
 class TestDeepgramSTTChannels(TestDeepgramSTT):

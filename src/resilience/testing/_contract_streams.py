@@ -102,6 +102,11 @@ class StreamContract(ProviderContract[P], Generic[P, R]):
         with self._broken() as provider:
             self._check_leftovers(f"{self._method} that failed", lambda: self._read(provider))
 
+    def test_interrupted_streams_leave_nothing(self) -> None:
+        """A stream that breaks off leaves no thread and no connection."""
+        with self._interrupted() as provider:
+            self._check_leftovers(f"{self._method} that broke off", lambda: self._read(provider))
+
     def _read(self, provider: P) -> list[R]:
         return self._read_and_close(provider, None)
 

@@ -136,6 +136,11 @@ class STTProviderContract(ProviderContract[stt.Provider]):
                 "start_stream() that failed", lambda: provider.start_stream(self.config)
             )
 
+    def test_interrupted_sessions_leave_nothing(self) -> None:
+        """A session that broke off and was closed leaves no thread and no connection."""
+        with self._interrupted() as provider:
+            self._check_leftovers("a session that broke off", lambda: self._converse(provider))
+
     @contextmanager
     def _session(self, provider: stt.Provider) -> Generator[stt.SessionHandle, None, None]:
         session = self._call("start_stream()", lambda: provider.start_stream(self.config))

@@ -334,6 +334,7 @@ class TestClasses:
             (TestModel, "unsupported_requests", "unsupported_requests"),
             (TestTextModel, "tool_calls", "tool_request"),
             (TestTextModel, "streamed_tool_calls", "tool_request"),
+            (TestTextModel, "tool_results", "tool_request"),
             (TestFakeTTS, "unsupported_voices", "unsupported_voices"),
             (TestSynthesiser, "clone_voice", "samples"),
             (TestFakeSTT, "unsupported_configs", "unsupported_configs"),
@@ -493,6 +494,13 @@ def tool_calls_are(*, finish_reason: str = "tool_calls", **fields: Any) -> Calla
     response = llm.CompletionResponse(tool_calls=(call,), finish_reason=finish_reason)
     chunk = llm.Chunk(tool_calls=(call,), finish_reason=finish_reason)
     return wrong(Model, complete=lambda *_: response, stream_completion=lambda *_: iter([chunk]))
+
+
+def knows_two_roles(model: Model, request: llm.CompletionRequest) -> llm.CompletionResponse:
+    """Translate the messages of users and assistants only."""
+    roles = {"user": "USER", "assistant": "BOT"}
+    assert [roles[message.role] for message in request.messages]
+    return Model.complete(model, request)
 
 
 def lacks(capability: str) -> Callable[[], Any]:
@@ -911,6 +919,16 @@ WRONG_MODELS = [
                 ANSWER, tool_calls=(CALL, CALL), finish_reason="tool_calls"
             ),
         ),
+    ),
+    case(
+        "tool_results",
+        "an answer to the results of tool calls raised KeyError",
+        wrong(Model, complete=knows_two_roles),
+    ),
+    case(
+        "tool_results",
+        "an answer to the results of tool calls ended without a chunk",
+        stream_gives(),
     ),
     # what the model cannot do
     case(

@@ -25,8 +25,9 @@ class LLMProviderContract(StreamContract[llm.Provider, llm.Chunk]):
 
     Attributes:
         request: A request that the provider of `make_provider()` answers with text.
-        tool_request: A request that it answers with calls of one or more of its `tools`; with None,
-            the tests of tool calls are skipped.
+        tool_request: A request that it answers with calls of one or more of its `tools`, and whose
+            conversation it continues with their results; with None, the tests of tool calls are
+            skipped.
         unsupported_requests: Requests that it does not support, besides those that its
             `capabilities()` exclude.
     """
@@ -97,6 +98,23 @@ class LLMProviderContract(StreamContract[llm.Provider, llm.Chunk]):
         with self._working() as provider:
             chunks = self._call(self._method, lambda: list(provider.stream_completion(request)))
             check_tool_calls(join_chunks(chunks, self._method), request, self._method)
+
+    def test_tool_results(self) -> None:
+        """A conversation goes on with the results of the tool calls that `complete()` returned."""
+        request = self.tool_request or skip("tool_request")
+        operation = "an answer to the results of tool calls"
+        with self._working() as provider:
+            first = self._call("complete()", lambda: provider.complete(request))
+            check_tool_calls(check_response(first, "complete()"), request, "complete()")
+            results = [
+                llm.Message(role="tool", tool_call_id=call.id, name=call.name, content="rain")
+                for call in first.tool_calls
+            ]
+            then = replace(request, messages=(*request.messages, first.message, *results))
+            answer = self._call(operation, lambda: provider.complete(then))
+            check_response(answer, operation)
+            chunks = self._call(operation, lambda: list(provider.stream_completion(then)))
+            check_response(join_chunks(chunks, operation), operation)
 
     def test_unsupported_requests(self) -> None:
         """A request that the model does not support raises `UnsupportedRequestError`."""

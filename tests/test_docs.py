@@ -13,9 +13,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from typing_extensions import override
 
+from resilience import UnsupportedRequestError, tts
+from resilience.testing import LLMProviderContract
 from stand_in import stand_in
 
 ROOT = Path(__file__).parent.parent
@@ -60,9 +64,16 @@ def test_python_blocks_run(page: Path) -> None:
 
     A block that needs a package that is not installed is left out, and the test is skipped.
     """
-    namespace: dict[str, object] = {"__name__": page.stem}
-    left_out: list[str] = []
+    _, left_out = run_blocks(page)
 
+    if left_out:
+        pytest.skip(f"all other blocks ran; not installed: {', '.join(left_out)}")
+
+
+def run_blocks(page: Path) -> tuple[dict[str, Any], list[str]]:
+    """Run the blocks of a page; return its names, and packages that are not installed."""
+    namespace: dict[str, Any] = {"__name__": page.stem}
+    left_out: list[str] = []
     for code, expected in BLOCK.findall(page.read_text(encoding="utf-8")):
         if packages := list(missing(code)):
             left_out += packages
@@ -73,8 +84,37 @@ def test_python_blocks_run(page: Path) -> None:
 
         if expected:
             assert printed.getvalue() == expected
-    if left_out:
-        pytest.skip(f"all other blocks ran; not installed: {', '.join(left_out)}")
+    return namespace, left_out
+
+
+@pytest.mark.usefixtures("_vendors")
+def test_the_model_of_the_tutorial_keeps_its_contract() -> None:
+    """The provider that users copy passes the contract tests of answers and of requests."""
+    names, _ = run_blocks(ROOT / "docs" / "tutorial.md")
+
+    class Contract(LLMProviderContract):
+        __test__ = False
+
+        @override
+        def make_provider(self) -> Any:
+            return names["ClientLLM"](names["Client"]("East"))
+
+    Contract().test_complete_answers()
+    Contract().test_stream_is_whole()
+    Contract().test_unsupported_requests()
+    Contract().test_extra_of_other_vendors_is_ignored()
+
+
+@pytest.mark.parametrize(
+    "setting", [{"language": "en"}, {"encoding": "mp3"}, {"sample_rate": 8_000}, {"speed": 2.0}]
+)
+def test_the_synthesiser_of_the_page_ignores_no_setting(setting: dict[str, Any]) -> None:
+    """The provider that users copy raises for what its client does not support."""
+    names, _ = run_blocks(ROOT / "docs" / "adapters.md")
+    provider = names["VendorTTS"](names["SpeechClient"]())
+
+    with pytest.raises(UnsupportedRequestError):
+        list(provider.synthesize_stream(["Good day."], tts.VoiceProfile(id="v-1", **setting)))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

@@ -27,6 +27,7 @@ import textwrap
 import time
 from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
+from dataclasses import replace
 from http import HTTPStatus
 from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
@@ -110,7 +111,9 @@ class HttpLLM(llm.Provider):
 
     @contextlib.contextmanager
     def _post(self, request: llm.CompletionRequest, *, stream: bool) -> Generator[HTTPResponse]:
-        if request.tools or any(message.attachments for message in request.messages):
+        has_files = any(message.attachments for message in request.messages)
+        others = replace(request, messages=(), max_tokens=None, extra=None)
+        if has_files or others != llm.CompletionRequest(messages=()):
             msg = "this provider supports text only"
             raise UnsupportedRequestError(msg)
         messages = [{"role": m.role, "content": m.content} for m in request.messages]

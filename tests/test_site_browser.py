@@ -36,7 +36,7 @@ COLOURS = """(theme => {
   return [...parts].map(part => getComputedStyle(part).fill).concat(
     getComputedStyle(document.body).backgroundColor);
 })"""
-UNDERLINED = """[...document.querySelectorAll("article a:has(> code), article .sig a")]
+UNDERLINED = """[...document.querySelectorAll("article :is(a:has(> code), .sig a, .nn)")]
   .filter(link => getComputedStyle(link).textDecorationLine.includes("underline"))
   .map(link => link.textContent)"""
 
@@ -124,9 +124,10 @@ def test_diagrams_follow_the_theme(site: Path, window: Browser, page: str, syste
     assert automatic == (dark if system == "dark" else light)
 
 
-def test_names_are_not_underlined(site: Path, window: Browser) -> None:
-    """Names of modules and classes have the colour of links, and no line below them."""
-    window.set_window(DESK)
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_names_are_not_underlined(site: Path, window: Browser, theme: str) -> None:
+    """Names of modules and classes have no line below them, also in code."""
+    window.set_window(DESK, theme)
     underlined = {}
 
     for page in pages(site):

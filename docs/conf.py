@@ -26,6 +26,7 @@ exclude_patterns = ["_build"]
 default_role = "code"
 myst_heading_anchors = 3
 
+autoclass_content = "both"  # the class, and the arguments of its constructor
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
@@ -110,6 +111,15 @@ def process_signature(*event: Any) -> tuple[str, None] | None:  # noqa: ANN401
     return None
 
 
+def process_docstring(*event: Any) -> None:  # noqa: ANN401
+    """Leave out the docstrings of constructors that users do not call."""
+    value, lines = event[3], event[5]
+    if isinstance(value, type) and value in RETURNED:
+        own = (value.__doc__ or "").splitlines()
+        if lines[:1] != own[:1]:
+            lines.clear()
+
+
 class Simplified(PyObject):
     """A directive with a simplified signature; no event sees those of overloads."""
 
@@ -129,10 +139,12 @@ def link_names(app: Sphinx, page: nodes.document, page_name: str) -> None:
     for literal in list(page.findall(nodes.literal)):
         text = re.sub(r"^(await )?(resilience\.)?|\(.*\)$", "", literal.astext())
         is_linked = isinstance(literal.parent, (nodes.reference, nodes.title))
-        # Other names in small letters are names of settings and methods, too.
+        # Other names in small letters are names of settings, methods and packages, too.
         is_meant = "." in text or text[:1].isupper() or is_first_cell(literal.parent.parent)
         if text in names and is_meant and not is_linked:
             place = objects[names[text]]
+            if place.objtype == "module" and "." not in text:
+                continue
             target = place.docname, place.node_id
             link = make_refnode(app.builder, page_name, *target, literal.deepcopy())
             literal.parent.replace(literal, link)
@@ -200,6 +212,7 @@ def setup(app: Sphinx) -> None:
             simplified = type(directive.__name__, (Simplified, directive), {})
             app.add_directive_to_domain("py", name, simplified, override=True)
     app.connect("autodoc-process-signature", process_signature)
+    app.connect("autodoc-process-docstring", process_docstring)
     app.connect("doctree-resolved", link_names)
     app.connect("doctree-resolved", show_diagrams)
     app.connect("html-page-context", name_columns)

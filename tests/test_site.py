@@ -116,6 +116,38 @@ def test_names_are_links(site: Path, page: str, name: str, target: str) -> None:
     assert name in [html.unescape(re.sub("<[^>]*>", "", link)) for link in links]
 
 
+@pytest.mark.parametrize(
+    ("page", "argument"),
+    [
+        ("redis", "max_seconds"),
+        ("resilience", "primary_name"),
+        ("providers-openai", "max_tokens_field"),
+        ("testing", "retry_after"),
+    ],
+)
+def test_arguments_of_constructors_are_described(site: Path, page: str, argument: str) -> None:
+    """The arguments of a constructor are in the reference, with their meaning."""
+    text = (site / "reference" / f"{page}.html").read_text(encoding="utf-8")
+
+    assert re.search(rf"<strong>{argument}</strong> \S \w", text)
+
+
+def test_constructors_that_users_do_not_call_are_left_out(site: Path) -> None:
+    """An object that a call returns is described without its constructor."""
+    text = (site / "reference" / "aio.html").read_text(encoding="utf-8")
+
+    assert "Prepare to read a stream" not in text
+
+
+@pytest.mark.parametrize(("page", "name"), [("installation", "redis"), ("providers", "openai")])
+def test_names_of_packages_are_not_links(site: Path, page: str, name: str) -> None:
+    """The name of a vendor's package does not lead to the module of this library."""
+    text = (site / f"{page}.html").read_text(encoding="utf-8")
+
+    assert f'<span class="pre">{name}</span>' in text
+    assert not re.search(rf'<a [^>]*><code [^>]*><span class="pre">{name}</span>', text)
+
+
 def test_needs_no_network(site: Path) -> None:
     """No page loads anything from elsewhere."""
     pages = [page.read_text(encoding="utf-8") for page in site.rglob("*.html")]

@@ -52,8 +52,8 @@ KILLED_AT_CHUNK = 3
 STARTED_BEFORE_CALL = 20
 WHAT_WILL_BE_SEEN = f"""\
 For ten seconds an application calls a model four times a second. The primary's server is killed
-during call {KILLED_IN_CALL}, and started again before call {STARTED_BEFORE_CALL}; in between the
-backup answers. No call is lost, and only the stream that the kill interrupts is cut.
+during call {KILLED_IN_CALL}, and started again before call {STARTED_BEFORE_CALL}.
+In between the backup answers. No call is lost, and only the stream that the kill interrupts is cut.
 """
 
 

@@ -2,9 +2,9 @@
 
 Run it with the library, the package `redis` and a Redis server installed:
 
-    pip install 'resilience-failover[redis]'
-    apt install redis-server        # Debian, Ubuntu; `brew install redis` on a Mac
-    python docs/examples/fleet.py
+    sudo apt install redis-server   # Debian, Ubuntu; `brew install redis` on a Mac
+    python3 -m venv .venv && .venv/bin/pip install -q '.[redis]'
+    .venv/bin/python docs/examples/fleet.py
 
 It takes ten seconds and has two rounds. In each, eight processes call the same small LLM server at
 random times, each twenty times a second. The server is killed, and started again later. In the
@@ -50,8 +50,8 @@ REQUEST = llm.CompletionRequest(
 )
 NO_REDIS = """Redis is missing. Install the server and the package, and run this again:
 
-    apt install redis-server        # Debian, Ubuntu; `brew install redis` on a Mac
-    pip install 'resilience-failover[redis]'
+    sudo apt install redis-server   # Debian, Ubuntu; `brew install redis` on a Mac
+    .venv/bin/pip install -q '.[redis]'
 
 or use a running server: --url redis://127.0.0.1:6379
 """
@@ -227,9 +227,7 @@ def wait_for_port(port: int) -> None:
 def main() -> bool:
     """Measure both rounds; return whether fewer attempts failed with `RedisNews`."""
     parser = argparse.ArgumentParser(
-        description=(__doc__ or "").partition("\n\n")[0],
-        epilog=NO_REDIS,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--url", default="", help="a running Redis server")
     url = parser.parse_args().url

@@ -18,17 +18,19 @@ from hypothesis import strategies as st
 from typing_extensions import override
 
 from helpers import REQUEST, Recorder, fail
+from http_answers import (
+    GRPC_CODES,
+    PROVIDER_FAULT,
+    WRONG_PROVIDER,
+    WRONG_REQUEST,
+    Answers,
+    answers,
+)
 from resilience import AllFailedError, LLMFallback, State, http
 from resilience.testing import FakeLLM, ManualClock, StatusError
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
-Answers = tuple[bool, bool]
-"""Results of `is_provider_fault` and `may_succeed_elsewhere`."""
-
-WRONG_REQUEST = (False, False)
-WRONG_PROVIDER = (False, True)
-PROVIDER_FAULT = (True, True)
 STATUSES = {
     **dict.fromkeys([400, 405, 406, 410, 411, 414, 415, 418, 422, 424, 428], WRONG_REQUEST),
     **dict.fromkeys([430, 431, 451, 498, 499], WRONG_REQUEST),
@@ -44,24 +46,6 @@ CLOSE_CODES = {
         for status, answers in STATUSES.items()
     },
     **dict.fromkeys([1000, 1001, 1006, 1011, 1012, 1013, 4000, 4001, 4399, 4600], PROVIDER_FAULT),
-}
-GRPC_CODES = {
-    "INVALID_ARGUMENT": WRONG_REQUEST,
-    "OUT_OF_RANGE": WRONG_REQUEST,
-    "FAILED_PRECONDITION": WRONG_REQUEST,
-    "ALREADY_EXISTS": WRONG_REQUEST,
-    "NOT_FOUND": WRONG_PROVIDER,
-    "PERMISSION_DENIED": WRONG_PROVIDER,
-    "UNIMPLEMENTED": WRONG_PROVIDER,
-    "UNAUTHENTICATED": PROVIDER_FAULT,
-    "RESOURCE_EXHAUSTED": PROVIDER_FAULT,
-    "UNAVAILABLE": PROVIDER_FAULT,
-    "DEADLINE_EXCEEDED": PROVIDER_FAULT,
-    "INTERNAL": PROVIDER_FAULT,
-    "ABORTED": PROVIDER_FAULT,
-    "CANCELLED": PROVIDER_FAULT,
-    "DATA_LOSS": PROVIDER_FAULT,
-    "UNKNOWN": PROVIDER_FAULT,
 }
 
 
@@ -166,11 +150,6 @@ def with_headers(headers: object) -> ShapedError:
 def at(now: datetime) -> AbstractContextManager[object]:
     """Stop the wall clock."""
     return patch.object(http, "time", SimpleNamespace(time=now.timestamp))
-
-
-def answers(error: BaseException) -> Answers:
-    """Call both predicates."""
-    return http.is_provider_fault(error), http.may_succeed_elsewhere(error)
 
 
 def raised_from(error: Exception, cause: BaseException | None) -> Exception:

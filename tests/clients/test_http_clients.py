@@ -10,8 +10,10 @@ import threading
 import urllib.request
 from collections.abc import Callable
 from concurrent import futures
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, NoReturn
 from unittest.mock import patch
@@ -20,6 +22,14 @@ from urllib.error import HTTPError
 import pytest
 
 from clients.loopback import Answer, Fault, refuse, serve
+from http_answers import (
+    GRPC_CODES,
+    PROVIDER_FAULT,
+    WRONG_PROVIDER,
+    WRONG_REQUEST,
+    Answers,
+    answers,
+)
 from resilience import http
 
 PATIENCE = 60.0  # seconds, long enough never to be needed
@@ -31,13 +41,6 @@ CLIENTS = {
     *("aiohttp", "anthropic", "botocore", "elevenlabs", "google", "httpx", "httpx2", "ollama"),
     *("openai", "requests", "urllib", "websocket"),
 }
-
-Answers = tuple[bool, bool]
-"""What `is_provider_fault` and `may_succeed_elsewhere` say."""
-
-WRONG_REQUEST = (False, False)
-WRONG_PROVIDER = (False, True)
-PROVIDER_FAULT = (True, True)
 
 Ask = Callable[[str, float], None]
 """Sends a request to a URL, waits no longer than some seconds, and reads the answer."""
@@ -199,10 +202,10 @@ with_every_client_that_has_headers = with_clients(
     *(client for client in EVERY_CLIENT if client is not ask_ollama)
 )
 
-
-def answers(error: Exception) -> Answers:
-    """Ask both predicates."""
-    return http.is_provider_fault(error), http.may_succeed_elsewhere(error)
+with_some_statuses = pytest.mark.parametrize(
+    ("status", "expected"),
+    [(400, WRONG_REQUEST), (404, WRONG_PROVIDER), (401, PROVIDER_FAULT), (429, PROVIDER_FAULT)],
+)
 
 
 def error_of(ask: Ask, url: str, timeout: float = PATIENCE) -> Exception:
@@ -267,30 +270,21 @@ def test_the_clock_of_this_machine_does_not_matter(ask: Ask) -> None:
 
 
 @with_every_client
-def test_a_refused_connection_is_the_providers_fault(ask: Ask) -> None:
-    """A port at which no server listens is the provider's fault, and has no wait."""
-    with refuse() as url:
-        error = error_of(ask, url)
-
-    assert answers(error) == PROVIDER_FAULT
-    assert http.retry_after(error) is None
-
-
-@with_every_client
-def test_a_reset_connection_is_the_providers_fault(ask: Ask) -> None:
-    """A connection that is reset instead of answered is the provider's fault."""
-    with serve(Fault.RESET) as url:
-        error = error_of(ask, url)
-
-    assert answers(error) == PROVIDER_FAULT
-    assert http.retry_after(error) is None
-
-
-@with_every_client
-def test_silence_is_the_providers_fault(ask: Ask) -> None:
-    """A client's own timeout is the provider's fault."""
-    with serve(Fault.SILENCE) as url:
-        error = error_of(ask, url, IMPATIENCE)
+@pytest.mark.parametrize(
+    ("server", "timeout"),
+    [
+        (refuse, PATIENCE),
+        (partial(serve, Fault.RESET), PATIENCE),
+        (partial(serve, Fault.SILENCE), IMPATIENCE),
+    ],
+    ids=["refused", "reset", "silent"],
+)
+def test_no_response_is_the_providers_fault(
+    ask: Ask, server: Callable[[], AbstractContextManager[str]], timeout: float
+) -> None:
+    """A connection that is refused or reset, and a client's own timeout, count and fail over."""
+    with server() as url:
+        error = error_of(ask, url, timeout)
 
     assert answers(error) == PROVIDER_FAULT
     assert http.retry_after(error) is None
@@ -413,27 +407,7 @@ def fail_by_grpc(code: str, wait: float | None = None) -> tuple[Exception, Excep
     return raw.value, wrapped.value
 
 
-@pytest.mark.parametrize(
-    ("code", "expected"),
-    [
-        ("INVALID_ARGUMENT", WRONG_REQUEST),
-        ("OUT_OF_RANGE", WRONG_REQUEST),
-        ("FAILED_PRECONDITION", WRONG_REQUEST),
-        ("ALREADY_EXISTS", WRONG_REQUEST),
-        ("NOT_FOUND", WRONG_PROVIDER),
-        ("PERMISSION_DENIED", WRONG_PROVIDER),
-        ("UNIMPLEMENTED", WRONG_PROVIDER),
-        ("UNAUTHENTICATED", PROVIDER_FAULT),
-        ("RESOURCE_EXHAUSTED", PROVIDER_FAULT),
-        ("UNAVAILABLE", PROVIDER_FAULT),
-        ("DEADLINE_EXCEEDED", PROVIDER_FAULT),
-        ("INTERNAL", PROVIDER_FAULT),
-        ("UNKNOWN", PROVIDER_FAULT),
-        ("CANCELLED", PROVIDER_FAULT),
-        ("ABORTED", PROVIDER_FAULT),
-        ("DATA_LOSS", PROVIDER_FAULT),
-    ],
-)
+@pytest.mark.parametrize(("code", "expected"), GRPC_CODES.items())
 def test_the_code_of_grpc_decides(code: str, expected: Answers) -> None:
     """Exceptions of grpc and google-api-core count and fail over according to their codes."""
     for error in fail_by_grpc(code):
@@ -448,10 +422,7 @@ def test_the_retry_info_of_google_api_core_is_a_wait() -> None:
     assert http.retry_after(error) == 34.5
 
 
-@pytest.mark.parametrize(
-    ("status", "expected"),
-    [(400, WRONG_REQUEST), (404, WRONG_PROVIDER), (401, PROVIDER_FAULT), (429, PROVIDER_FAULT)],
-)
+@with_some_statuses
 def test_google_api_core_is_read_over_http(status: int, expected: Answers) -> None:
     """What google-api-core raises for a response of HTTP is read like one of gRPC."""
     from_response = pytest.importorskip("google.api_core.exceptions").from_http_response
@@ -492,10 +463,7 @@ def fail_by_websocket(process_request: object = None, close_code: int = 1000) ->
     return error
 
 
-@pytest.mark.parametrize(
-    ("status", "expected"),
-    [(400, WRONG_REQUEST), (404, WRONG_PROVIDER), (401, PROVIDER_FAULT), (429, PROVIDER_FAULT)],
-)
+@with_some_statuses
 def test_a_refused_handshake_is_read(status: int, expected: Answers) -> None:
     """The status and the headers of a refused handshake are found."""
 
@@ -552,10 +520,7 @@ def ask_in_task_group(ask: Ask, url: str) -> None:
 
 
 @pytest.mark.parametrize("wrap", [retry, ask_in_task_group])
-@pytest.mark.parametrize(
-    ("status", "expected"),
-    [(400, WRONG_REQUEST), (404, WRONG_PROVIDER), (401, PROVIDER_FAULT), (429, PROVIDER_FAULT)],
-)
+@with_some_statuses
 def test_a_wrapped_error_is_read(
     wrap: Callable[[Ask, str], None], status: int, expected: Answers
 ) -> None:

@@ -1,13 +1,11 @@
 """A server on this machine that stands in for two vendors, at their own paths."""
 
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, final
 
-from typing_extensions import override
+from connections import LocalServer, QuietHandler, run
 
 TEXT = "Rain is water from clouds."
 PATHS = {"/v1/chat/completions": "openai", "/v1/messages": "anthropic"}
@@ -19,32 +17,31 @@ def answer_of(vendor: str) -> str:
 
 
 @final
-class StandIn(ThreadingHTTPServer):
+class StandIn(LocalServer):
     """Answers as OpenAI and as Anthropic, except for those that are down."""
-
-    daemon_threads = False  # so that closing the server waits for them
 
     def __init__(self) -> None:
         """Listen at a free port."""
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__(_Handler)
         self.down: set[str] = set()
         self.asked: list[str] = []
 
     @property
     def environment(self) -> dict[str, str]:
         """Return variables with which both clients find this server, and believe to have keys."""
-        url = f"http://127.0.0.1:{self.server_port}"
         return {
             "OPENAI_API_KEY": "stand-in",
-            "OPENAI_BASE_URL": f"{url}/v1",
+            "OPENAI_BASE_URL": f"{self.url}/v1",
             "ANTHROPIC_API_KEY": "stand-in",
-            "ANTHROPIC_BASE_URL": url,
+            "ANTHROPIC_BASE_URL": self.url,
             "NO_PROXY": "127.0.0.1",
             "no_proxy": "127.0.0.1",
         }
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(QuietHandler):
+    protocol_version = "HTTP/1.0"  # so that the connection ends with the answer
+
     def do_POST(self) -> None:
         request = json.loads(self.rfile.read(int(self.headers["content-length"])))
         vendor = PATHS[self.path]
@@ -60,10 +57,6 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("content-length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
-
-    @override
-    def log_message(self, format: str, *args: object) -> None:
-        pass
 
 
 def _completion() -> bytes:
@@ -126,11 +119,5 @@ _EVENTS = {"openai": _completion_events, "anthropic": _message_events}
 @contextmanager
 def stand_in() -> Iterator[StandIn]:
     """Run the server; at the end nothing of it is left."""
-    with StandIn() as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.005,))
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
+    with run(StandIn()) as server:
+        yield server

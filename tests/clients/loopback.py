@@ -1,17 +1,15 @@
 """A server on this machine that misbehaves according to a script."""
 
 import socket
-import struct
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from http.server import BaseHTTPRequestHandler, HTTPServer
-from socketserver import ThreadingMixIn
 from typing import final
 
 from typing_extensions import override
+
+from connections import LocalServer, QuietHandler, run
 
 
 class Fault(Enum):
@@ -37,34 +35,24 @@ class Answer:
     body: bytes = b"{}"
 
 
-class LoopbackServer(ThreadingMixIn, HTTPServer):
-    """Does the same to every request, each in a thread of its own."""
-
-    daemon_threads = False  # so that closing the server waits for them
+class LoopbackServer(LocalServer):
+    """Does the same to every request."""
 
     def __init__(self, behaviour: Answer | Fault) -> None:
         """Listen at a free port."""
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__(_Handler)
         self.behaviour = behaviour
-        self.released = threading.Event()
 
     @property
-    def url(self) -> str:
-        """Where the server listens."""
-        return f"http://127.0.0.1:{self.server_port}"
-
     @override
-    def shutdown_request(self, request: socket.socket | tuple[bytes, socket.socket]) -> None:
-        """End a connection."""
-        if self.behaviour is Fault.RESET and isinstance(request, socket.socket):
-            # Closed without lingering and not shut down before, it is reset.
-            request.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            self.close_request(request)
-        else:
-            super().shutdown_request(request)
+    def resets(self) -> bool:
+        """Connections end with a reset."""
+        return self.behaviour is Fault.RESET
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(QuietHandler):
+    protocol_version = "HTTP/1.0"  # so that the connection ends with the answer
+
     def do_GET(self) -> None:
         self._serve()
 
@@ -78,7 +66,7 @@ class _Handler(BaseHTTPRequestHandler):
         if isinstance(behaviour, Answer):
             self._answer(behaviour)
         elif behaviour is Fault.SILENCE:
-            self.server.released.wait()
+            self.server.is_over.wait()
 
     def _answer(self, answer: Answer) -> None:
         self.send_response_only(answer.status, "As Told")  # and no `Date`
@@ -87,24 +75,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(answer.body)
 
-    @override
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
 
 @contextmanager
 def serve(behaviour: Answer | Fault) -> Iterator[str]:
     """Run a server and yield its URL; at the end nothing of it is left."""
-    server = LoopbackServer(behaviour)
-    thread = threading.Thread(target=server.serve_forever, args=(0.005,))
-    thread.start()
-    try:
+    with run(LoopbackServer(behaviour)) as server:
         yield server.url
-    finally:
-        server.released.set()
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 @contextmanager

@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler
 from queue import SimpleQueue
 from typing import Any, TypeVar, final
 from urllib.parse import parse_qsl, urlsplit
@@ -15,7 +14,8 @@ from urllib.parse import parse_qsl, urlsplit
 import pytest
 from typing_extensions import override
 
-from connections import CountingServer
+from connections import CountingServer, QuietHandler
+from connections import run as run_server
 
 deepgram = pytest.importorskip("deepgram")
 httpx = pytest.importorskip("httpx")
@@ -109,13 +109,7 @@ class SpeechServer(CountingServer):
         self.by_path = by_path
         self.replies = list(replies)
         self.requests: list[Request] = []
-        self.is_over = threading.Event()
         self.client_left = threading.Event()
-
-    @property
-    def address(self) -> str:
-        """Host and port."""
-        return f"127.0.0.1:{self.server_port}"
 
     def next_reply(self) -> Reply:
         """Return the reply to the next request."""
@@ -125,22 +119,11 @@ class SpeechServer(CountingServer):
 @contextmanager
 def serve(*replies: Reply, by_path: Mapping[str, Reply] | None = None) -> Iterator[SpeechServer]:
     """Run a server."""
-    server = SpeechServer(replies or [Reply()], by_path or {})
-    thread = threading.Thread(target=server.serve_forever, args=(0.005,))
-    thread.start()
-    try:
+    with run_server(SpeechServer(replies or [Reply()], by_path or {})) as server:
         yield server
-    finally:
-        server.is_over.set()
-        server.shutdown()
-        server.hang_up()
-        server.server_close()
-        thread.join()
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
+class _Handler(QuietHandler):
     def do_GET(self) -> None:
         self._serve()
 
@@ -169,20 +152,13 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
         for piece in reply.pieces:
-            self._send_chunk(piece)
+            self.send_chunk(piece)
         while reply.is_endless:
-            self._send_chunk(reply.pieces[-1])
+            self.send_chunk(reply.pieces[-1])
         if reply.is_silent:
             server.is_over.wait()
         elif not reply.is_cut:
-            self.wfile.write(b"0\r\n\r\n")
-
-    def _send_chunk(self, piece: bytes) -> None:
-        self.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece))
-
-    @override
-    def log_message(self, format: str, *args: object) -> None:
-        pass
+            self.send_chunk(b"")
 
 
 def as_json(value: object) -> Reply:

@@ -3,14 +3,11 @@
 import base64
 import hashlib
 import json
-import socket
 import struct
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum, auto
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import cycle
 from operator import xor
 from typing import Any, final
@@ -18,6 +15,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from typing_extensions import override
 
+from connections import LocalServer, QuietHandler, run
 from integration.speech import answer_of, recognise, speak
 
 PIECE = 4_000  # bytes of audio
@@ -60,57 +58,30 @@ class Reply:
     end: bytes = b""
 
 
-class Server(ThreadingHTTPServer):
-    """Serves all four vendors at one port, each request in a thread of its own."""
-
-    daemon_threads = False  # so that closing the server waits for them
+class Server(LocalServer):
+    """Serves all four vendors at one port."""
 
     def __init__(self, fault: Fault) -> None:
         """Listen at a free port, or reserve one at which no server listens."""
-        super().__init__(("127.0.0.1", 0), _Handler, bind_and_activate=False)
+        super().__init__(_Handler, listens=fault is not Fault.REFUSED)
         self.fault = fault
-        self.released = threading.Event()
         self.requests = 0
-        self.server_bind()
-        if fault is not Fault.REFUSED:
-            self.server_activate()
 
     @property
-    def address(self) -> str:
-        """Host and port."""
-        return f"127.0.0.1:{self.server_port}"
-
     @override
-    def shutdown_request(self, request: socket.socket | tuple[bytes, socket.socket]) -> None:
-        """End a connection."""
-        if self.fault in RESETS and isinstance(request, socket.socket):
-            # Closed without lingering and not shut down before, it is reset.
-            request.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            self.close_request(request)
-        else:
-            super().shutdown_request(request)
+    def resets(self) -> bool:
+        """Connections end with a reset."""
+        return self.fault in RESETS
 
 
 @contextmanager
 def serve(fault: Fault = Fault.NONE) -> Iterator[Server]:
     """Run a server."""
-    with Server(fault) as server:
-        if fault is Fault.REFUSED:
-            yield server
-            return
-        thread = threading.Thread(target=server.serve_forever, args=(0.005,))
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.released.set()
-            server.shutdown()
-            thread.join()
+    with run(Server(fault)) as server:
+        yield server
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
+class _Handler(QuietHandler):
     @property
     def _server(self) -> Server:
         assert isinstance(self.server, Server)
@@ -142,7 +113,7 @@ class _Handler(BaseHTTPRequestHandler):
         fault = self._server.fault
         self.close_connection = True
         if fault in SILENCES & BEFORE_HEADERS:
-            self._server.released.wait()
+            self._server.is_over.wait()
         elif status := STATUSES.get(fault):
             body = b'{"error": {"type": "as_told", "message": "As told."}}'
             self.send_response(status)
@@ -169,16 +140,13 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Connection", "close")
         self.end_headers()
         for piece in pieces:
-            self._chunk(piece)
+            self.send_chunk(piece)
         if fault in SILENCES:
-            self._server.released.wait()
+            self._server.is_over.wait()
         elif fault not in AFTER_HEADERS | IN_THE_MIDDLE:
             if end:
-                self._chunk(end)
-            self._chunk(b"")
-
-    def _chunk(self, piece: bytes) -> None:
-        self.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+                self.send_chunk(end)
+            self.send_chunk(b"")
 
     def _recognise(self) -> None:
         """Send the words of each utterance, and end when the client does."""
@@ -219,10 +187,6 @@ class _Handler(BaseHTTPRequestHandler):
         length = struct.pack(">BH", 126, len(data)) if len(data) > 125 else bytes([len(data)])
         self.wfile.write(bytes([0x80 | kind]) + length + data)
         self.wfile.flush()
-
-    @override
-    def log_message(self, format: str, *args: object) -> None:
-        pass
 
 
 def _accept(key: str) -> str:

@@ -6,19 +6,16 @@ the vendor refuses, so that a provider that forgets a signature or invents a fie
 
 import hashlib
 import json
-import socket
-import struct
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum, auto
-from http.server import BaseHTTPRequestHandler
 from typing import Any, TypeAlias, final
 
 from typing_extensions import override
 
-from connections import CountingServer
+from connections import CountingServer, QuietHandler, run
 
 Json: TypeAlias = dict[str, Any]
 PAGE = b"<html><p>Sign in to this network.</html>"
@@ -163,42 +160,20 @@ class Server(CountingServer):
         self.gone = threading.Event()
 
     @property
-    def url(self) -> str:
-        """Where it listens."""
-        return f"http://127.0.0.1:{self.server_port}"
-
     @override
-    def shutdown_request(self, request: socket.socket | tuple[bytes, socket.socket]) -> None:
-        """End a connection."""
-        if self.fault in RESETS and isinstance(request, socket.socket):
-            # Closed without lingering and not shut down before, it is reset.
-            request.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            self.close_request(request)
-        else:
-            super().shutdown_request(request)
+    def resets(self) -> bool:
+        """Connections end with a reset."""
+        return self.fault in RESETS
 
 
 @contextmanager
 def serve(answer: Answer, error: Error, fault: Fault = Fault.NONE) -> Iterator[Server]:
     """Run a server."""
-    with Server(answer, error, fault) as server:
-        if fault is Fault.REFUSED:
-            yield server
-            return
-        thread = threading.Thread(target=server.serve_forever, args=(0.005,))
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.gone.set()
-            server.shutdown()
-            server.hang_up()
-            thread.join()
+    with run(Server(answer, error, fault)) as server:
+        yield server
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
+class _Handler(QuietHandler):
     @property
     def _server(self) -> Server:
         assert isinstance(self.server, Server)
@@ -214,7 +189,7 @@ class _Handler(BaseHTTPRequestHandler):
             if status := STATUSES.get(fault):
                 self._fail(status, "as told")
             elif fault is Fault.SILENT:
-                server.gone.wait()
+                server.is_over.wait()
             elif fault is Fault.TOO_LONG:
                 self._fail(400, "too long")
             elif fault is not Fault.RESET_BEFORE_HEADERS:
@@ -252,9 +227,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Connection", "close")
         self.end_headers()
         for piece in self._endless(pieces) if self._server.endless else pieces:
-            self.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+            self.send_chunk(piece)
         if fault not in {Fault.CUT, Fault.RESET_AFTER_HEADERS}:
-            self.wfile.write(b"0\r\n\r\n")
+            self.send_chunk(b"")
 
     def _endless(self, pieces: tuple[bytes, ...]) -> Iterator[bytes]:
         """Yield the pieces, and then comments until the client has left."""
@@ -265,10 +240,6 @@ class _Handler(BaseHTTPRequestHandler):
                 self.connection.recv(1)
         finally:  # also if the client has left before it got all pieces
             self._server.gone.set()
-
-    @override
-    def log_message(self, format: str, *args: object) -> None:
-        pass
 
 
 def events(values: Iterable[Json], *texts: str, named: bool = False) -> tuple[bytes, ...]:

@@ -13,11 +13,14 @@ from llm_servers.anthropic_server import serve_anthropic
 from llm_servers.kits import (
     ABILITIES,
     KITS,
+    LOOP,
     PICTURE,
+    REQUEST,
     STRICT,
     WEATHER,
     answer,
     ask,
+    both_ways,
     converse,
     failure_of,
     make_anthropic,
@@ -28,13 +31,6 @@ from resilience import UnsupportedRequestError, http, llm
 from resilience.providers.anthropic import AnthropicLLM
 
 anthropic = pytest.importorskip("anthropic")
-
-REQUEST = llm.CompletionRequest(messages=ask("Hello?"))
-LOOP = llm.CompletionRequest(
-    messages=ask("Is it raining in Oslo or Bergen?"), tools=(WEATHER,), reasoning_effort="low"
-)
-
-both_ways = pytest.mark.parametrize("streams", [False, True], ids=["whole", "streamed"])
 
 
 @pytest.fixture
@@ -371,24 +367,6 @@ def test_ids_of_another_vendor(provider: llm.Provider, server: Server) -> None:
     provider.complete(llm.CompletionRequest(messages=messages))
 
     assert server.bodies[0]["messages"][1]["content"][0]["id"] == "functions_weather_0"
-
-
-@pytest.mark.parametrize("arguments", ["{", "[]", "1"])
-def test_calls_with_arguments_that_are_no_object(provider: llm.Provider, arguments: str) -> None:
-    """A call of another vendor's model that the vendor would refuse raises."""
-    call = llm.ToolCall(id="1", name="weather", arguments=arguments)
-    message = llm.Message(role="assistant", tool_calls=(call,))
-
-    with pytest.raises(UnsupportedRequestError, match="not a JSON object"):
-        provider.complete(llm.CompletionRequest(messages=(*ask("Hi"), message)))
-
-
-def test_messages_with_names(provider: llm.Provider) -> None:
-    """The vendor has no names of speakers."""
-    message = llm.Message(role="user", content="Hi", name="Ann")
-
-    with pytest.raises(UnsupportedRequestError, match="name"):
-        provider.complete(llm.CompletionRequest(messages=(message,)))
 
 
 @pytest.mark.parametrize(

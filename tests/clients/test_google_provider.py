@@ -11,10 +11,13 @@ from clients.loopback import Answer, serve
 from llm_servers.google_server import serve_google
 from llm_servers.kits import (
     ABILITIES,
+    LOOP,
     PICTURE,
+    REQUEST,
     WEATHER,
     answer,
     ask,
+    both_ways,
     converse,
     failure_of,
     make_google,
@@ -25,13 +28,6 @@ from resilience import UnsupportedRequestError, http, llm
 from resilience.providers.google import GoogleLLM
 
 genai = pytest.importorskip("google.genai")
-
-REQUEST = llm.CompletionRequest(messages=ask("Hello?"))
-LOOP = llm.CompletionRequest(
-    messages=ask("Is it raining in Oslo or Bergen?"), tools=(WEATHER,), reasoning_effort="low"
-)
-
-both_ways = pytest.mark.parametrize("streams", [False, True], ids=["whole", "streamed"])
 
 
 @pytest.fixture
@@ -158,24 +154,6 @@ def test_a_call_with_options(provider: llm.Provider, server: Server) -> None:
 
     assert response.content == "gemini says  and a picture."
     assert "Another one." in str(server.bodies[0]["tools"])
-
-
-@pytest.mark.parametrize("arguments", ["{", "[]"])
-def test_calls_with_arguments_that_are_no_object(provider: llm.Provider, arguments: str) -> None:
-    """A call of another vendor's model that the vendor would refuse raises."""
-    call = llm.ToolCall(id="1", name="weather", arguments=arguments)
-    message = llm.Message(role="assistant", tool_calls=(call,))
-
-    with pytest.raises(UnsupportedRequestError, match="not a JSON object"):
-        provider.complete(llm.CompletionRequest(messages=(*ask("Hi"), message)))
-
-
-def test_messages_with_names(provider: llm.Provider) -> None:
-    """The vendor has no names of speakers."""
-    message = llm.Message(role="user", content="Hi", name="Ann")
-
-    with pytest.raises(UnsupportedRequestError, match="name"):
-        provider.complete(llm.CompletionRequest(messages=(message,)))
 
 
 def test_an_effort_that_the_vendor_does_not_have(provider: llm.Provider, server: Server) -> None:

@@ -22,6 +22,7 @@ from llm_servers.kits import (
     Kit,
     answer,
     ask,
+    both_ways,
     converse,
     failure_of,
 )
@@ -39,8 +40,6 @@ USAGE = llm.Usage(
 UNTIMELY = {Fault.NONE, Fault.REFUSED, Fault.SILENT, Fault.TOO_LONG}
 FAULTS = [fault for fault in Fault if fault not in UNTIMELY]
 ONLY_IN_STREAMS = {Fault.NO_END, Fault.ERROR_EVENT}
-
-both_ways = pytest.mark.parametrize("streams", [False, True], ids=["whole", "streamed"])
 
 
 @pytest.fixture(params=KITS)
@@ -359,6 +358,26 @@ def test_a_file_where_none_may_be(provider: llm.Provider, server: Server, role: 
         provider.complete(llm.CompletionRequest(messages=(message, *ask("Hi"))))
 
     assert server.bodies == []
+
+
+@pytest.mark.parametrize("kit", ["anthropic", "google"], indirect=True)
+@pytest.mark.parametrize("arguments", ["{", "[]", "1"])
+def test_calls_with_arguments_that_are_no_object(provider: llm.Provider, arguments: str) -> None:
+    """A call of another vendor's model raises where the vendor would refuse it."""
+    call = llm.ToolCall(id="1", name="weather", arguments=arguments)
+    message = llm.Message(role="assistant", tool_calls=(call,))
+
+    with pytest.raises(UnsupportedRequestError, match="not a JSON object"):
+        provider.complete(llm.CompletionRequest(messages=(*ask("Hi"), message)))
+
+
+@pytest.mark.parametrize("kit", ["anthropic", "google"], indirect=True)
+def test_messages_with_names(provider: llm.Provider) -> None:
+    """The name of a speaker raises where the vendor has none."""
+    message = llm.Message(role="user", content="Hi", name="Ann")
+
+    with pytest.raises(UnsupportedRequestError, match="name"):
+        provider.complete(llm.CompletionRequest(messages=(message,)))
 
 
 @both_ways

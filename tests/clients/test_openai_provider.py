@@ -11,11 +11,14 @@ import pytest
 from clients.loopback import Answer, serve
 from llm_servers.kits import (
     ABILITIES,
+    LOOP,
     PATIENCE,
+    REQUEST,
     STRICT,
     WEATHER,
     answer,
     ask,
+    both_ways,
     converse,
     failure_of,
     whole,
@@ -25,13 +28,6 @@ from resilience import UnsupportedRequestError, http, llm
 from resilience.providers.openai import OpenAILLM
 
 openai = pytest.importorskip("openai")
-
-REQUEST = llm.CompletionRequest(messages=ask("Hello?"))
-LOOP = llm.CompletionRequest(
-    messages=ask("Is it raining in Oslo or Bergen?"), tools=(WEATHER,), reasoning_effort="low"
-)
-
-both_ways = pytest.mark.parametrize("streams", [False, True], ids=["whole", "streamed"])
 
 
 @contextmanager

@@ -6,7 +6,19 @@ from itertools import permutations
 
 import pytest
 
-from llm_servers.kits import KITS, PICTURE, STRICT, WEATHER, Kit, answer, ask, converse
+from llm_servers.kits import (
+    KITS,
+    LOOP,
+    PICTURE,
+    REQUEST,
+    STRICT,
+    WEATHER,
+    Kit,
+    answer,
+    ask,
+    both_ways,
+    converse,
+)
 from llm_servers.server import Fault, Server
 from resilience import (
     Attempt,
@@ -20,8 +32,6 @@ from resilience import (
 )
 
 QUESTION = ask("Is it raining in Oslo or Bergen?")
-LOOP = llm.CompletionRequest(messages=QUESTION, tools=(WEATHER,), reasoning_effort="low")
-HELLO = llm.CompletionRequest(messages=ask("Hello?"))
 LATE = {Fault.CUT, Fault.NO_END, Fault.ERROR_EVENT}  # after the first words of a stream
 NEVER = {Fault.NONE, Fault.SILENT, Fault.TOO_LONG}
 FAULTS = [fault for fault in Fault if fault not in NEVER]
@@ -31,7 +41,6 @@ with_each_vendor = pytest.mark.parametrize("kit", list(KITS.values()), ids=list(
 with_each_pair = pytest.mark.parametrize(
     ("one", "other"), list(permutations(KITS.values(), 2)), ids=lambda kit: kit.name
 )
-both_ways = pytest.mark.parametrize("streams", [False, True], ids=["whole", "streamed"])
 
 
 class Model:
@@ -171,12 +180,12 @@ def test_a_fault(parts: ExitStack, kit: Kit, fault: Fault, *, streams: bool) -> 
     model = Model(parts, kit, backup, fault=fault)
 
     if streams and fault in LATE:
-        chunks = model.fallback.stream_completion(HELLO)
+        chunks = model.fallback.stream_completion(REQUEST)
         assert next(chunks).content
         with pytest.raises(Exception, match=r".") as caught:
             list(chunks)
         assert http.is_provider_fault(caught.value)
-    response = answer(model.fallback, HELLO, streams=streams)
+    response = answer(model.fallback, REQUEST, streams=streams)
 
     assert response.content.endswith("says nothing.")
     assert model.served() == [backup.name]

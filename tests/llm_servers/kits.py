@@ -5,6 +5,8 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Protocol, final
 
+import pytest
+
 from llm_servers.anthropic_server import serve_anthropic
 from llm_servers.google_server import serve_google
 from llm_servers.openai_server import serve_openai
@@ -28,6 +30,18 @@ ABILITIES = llm.ModelCapabilities(
     supports_audio=True,
 )
 BLIND = llm.ModelCapabilities(context_window=1000)
+
+
+def ask(*texts: str) -> tuple[llm.Message, ...]:
+    """Return what a user says."""
+    return tuple(llm.Message(role="user", content=text) for text in texts)
+
+
+REQUEST = llm.CompletionRequest(messages=ask("Hello?"))
+LOOP = llm.CompletionRequest(
+    messages=ask("Is it raining in Oslo or Bergen?"), tools=(WEATHER,), reasoning_effort="low"
+)
+both_ways = pytest.mark.parametrize("streams", [False, True], ids=["whole", "streamed"])
 
 
 class Make(Protocol):
@@ -135,11 +149,6 @@ KITS = {
         ),
     )
 }
-
-
-def ask(*texts: str) -> tuple[llm.Message, ...]:
-    """Return what a user says."""
-    return tuple(llm.Message(role="user", content=text) for text in texts)
 
 
 def whole(chunks: Sequence[llm.Chunk]) -> llm.CompletionResponse:

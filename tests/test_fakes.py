@@ -10,8 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from resilience import (
-    CircuitBreakerConfig,
-    FallbackConfig,
     LLMFallback,
     UnsupportedRequestError,
     http,
@@ -519,21 +517,6 @@ class TestStatusError:
     def test_asks_for_a_wait(self, seconds: float) -> None:
         """`resilience.http` reads how long to wait."""
         assert http.retry_after(StatusError(429, retry_after=seconds)) == seconds
-
-    def test_opens_a_breaker(self) -> None:
-        """One answer that asks for a wait opens the breaker for that long."""
-        clock = ManualClock()
-        breaker = CircuitBreakerConfig(retry_after=http.retry_after, reset_timeout=1, clock=clock)
-        config = FallbackConfig(circuit_breaker=breaker)
-        model = LLMFallback(FakeLLM(StatusError(429, retry_after=20), "back"), "north", config)
-        model.add_fallback("south", FakeLLM("south"))
-
-        answers = [model.complete(REQUEST).content]
-        for seconds in (19, 1):
-            clock.advance(seconds)
-            answers.append(model.complete(REQUEST).content)
-
-        assert answers == ["south", "south", "back"]
 
     def test_shape(self) -> None:
         """Status and headers are where clients have them, also for code that reads these."""

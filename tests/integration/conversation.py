@@ -169,8 +169,9 @@ def _once_more(work: Callable[[], T], errors: list[Exception]) -> T:
         return work()
 
 
-def check_failover(assistant: Assistant, kind: str) -> None:
-    """The primary of one kind failed once and its circuit is open, and the backup served."""
+def check_failover(assistant: Assistant, kind: str, turn: Turn) -> None:
+    """The primary of one kind failed once, its circuit is open, and no error was raised."""
+    assert turn.errors == ()
     assert assistant.attempts[kind] == [("primary", FAILED), ("backup", SUCCEEDED)]
     assert assistant.adapter(kind).breakers["primary"].state is State.OPEN
 

@@ -46,17 +46,13 @@ def test_a_synthesiser_that_is_gone_loses_no_turn(
 ) -> None:
     """A program that is missing or killed before its first audio is the backup's affair."""
     voice = parts.enter_context(closing(Flite(fault, lazy=lazy)))
-    assistant = Assistant(
-        model=(backup_model, backup_model),
-        voice=(voice, Flite()),
-    )
+    assistant = Assistant(model=(backup_model, backup_model), voice=(voice, Flite()))
 
     turn = assistant.take_turn()
 
     check_words(turn, "backup")
-    assert turn.errors == ()
     assert turn.audio == speak(answer_of("backup"), "rms")
-    check_failover(assistant, "tts")
+    check_failover(assistant, "tts", turn)
 
 
 @lazy_or_eager
@@ -65,10 +61,7 @@ def test_a_synthesiser_killed_in_mid_sentence_is_told_once(
 ) -> None:
     """Speech that is cut is not spliced; spoken anew, it is the backup's."""
     voice = parts.enter_context(closing(Flite(Fault.KILLED_IN_THE_MIDDLE, lazy=lazy)))
-    assistant = Assistant(
-        model=(backup_model, backup_model),
-        voice=(voice, Flite()),
-    )
+    assistant = Assistant(model=(backup_model, backup_model), voice=(voice, Flite()))
 
     turn = assistant.take_turn()
 
@@ -84,16 +77,12 @@ def test_a_recogniser_that_is_gone_loses_no_turn(
 ) -> None:
     """A program that is missing or killed before its session has started is not missed."""
     ears = parts.enter_context(closing(PocketsphinxProcess(fault)))
-    assistant = Assistant(
-        ears=(ears, Pocketsphinx()),
-        model=(backup_model, backup_model),
-    )
+    assistant = Assistant(ears=(ears, Pocketsphinx()), model=(backup_model, backup_model))
 
     turn = assistant.take_turn()
 
     check_words(turn, "backup")
-    assert turn.errors == ()
-    check_failover(assistant, "stt")
+    check_failover(assistant, "stt", turn)
 
 
 def test_a_recogniser_killed_in_its_session_is_told_once(
@@ -101,10 +90,7 @@ def test_a_recogniser_killed_in_its_session_is_told_once(
 ) -> None:
     """A session whose program is killed has failed, and the next one is the backup's."""
     ears = parts.enter_context(closing(PocketsphinxProcess(Fault.KILLED_IN_THE_MIDDLE)))
-    assistant = Assistant(
-        ears=(ears, Pocketsphinx()),
-        model=(backup_model, backup_model),
-    )
+    assistant = Assistant(ears=(ears, Pocketsphinx()), model=(backup_model, backup_model))
 
     turn = assistant.take_turn()
 
@@ -171,9 +157,7 @@ def test_a_model_whose_server_is_killed_in_mid_sentence_is_told_once(
     """A stream that is cut is no synthesiser's fault, and is not spliced with the backup's."""
     server = parts.enter_context(closing(ModelServer("primary")))
     model = parts.enter_context(closing(OpenAIModel(server.address, "primary", timeout=PATIENCE)))
-    assistant = Assistant(
-        model=(KilledModel(model, server), backup_model),
-    )
+    assistant = Assistant(model=(KilledModel(model, server), backup_model))
 
     turn = assistant.take_turn()
 
@@ -199,9 +183,8 @@ def test_a_stopped_synthesiser_costs_one_timeout(
     took = monotonic() - begin
 
     check_words(turn, "backup")
-    assert turn.errors == ()
     assert turn.audio == speak(answer_of("backup"), "rms")
-    check_failover(assistant, "tts")
+    check_failover(assistant, "tts", turn)
     assert ATTEMPT_TIMEOUT <= took < PATIENCE
 
 
@@ -221,6 +204,5 @@ def test_a_stopped_recogniser_costs_one_timeout(
     took = monotonic() - begin
 
     check_words(turn, "backup")
-    assert turn.errors == ()
-    check_failover(assistant, "stt")
+    check_failover(assistant, "stt", turn)
     assert ATTEMPT_TIMEOUT <= took < PATIENCE

@@ -32,7 +32,7 @@ autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
 autodoc_default_options = {
     "members": True,
-    # All but what comes from these.
+    # Members that are inherited from these classes are left out.
     "inherited-members": (
         "object, BaseException, Exception, OSError, chain, Enum, Generic, Protocol"
     ),
@@ -81,7 +81,7 @@ PATTERNS = {
 
 
 def simplify(signature: str) -> str:
-    """Replace what is private in a signature by what is public."""
+    """Replace the private names in a signature by public ones."""
     for private, public in PUBLIC_PATHS.items():
         signature = re.sub(rf"{re.escape(private)}\b", public, signature)
     for pattern, replacement in PATTERNS.items():
@@ -90,7 +90,7 @@ def simplify(signature: str) -> str:
 
 
 def show_defaults(signature: str, value: Any) -> str:  # noqa: ANN401
-    """Write the defaults of a value's fields as they stand in the source."""
+    """Write the defaults of a value's fields as they are in the source."""
     for field in dataclasses.fields(value):
         if callable(field.default_factory):
             factory = getattr(field.default_factory, "__name__", "")
@@ -121,10 +121,10 @@ def process_docstring(*event: Any) -> None:  # noqa: ANN401
 
 
 class Simplified(PyObject):
-    """A directive with a simplified signature; no event sees those of overloads."""
+    """A directive with a simplified signature; there is no event for those of overloads."""
 
     def handle_signature(self, sig: str, signode: addnodes.desc_signature) -> tuple[str, str]:
-        """Translate what is shown."""
+        """Simplify the signature."""
         return super().handle_signature(simplify(sig), signode)
 
 
@@ -206,7 +206,7 @@ def name_cells(table: re.Match[str]) -> str:
 
 
 def setup(app: Sphinx) -> None:
-    """Register what stands above."""
+    """Register the functions above."""
     for name, directive in PythonDomain.directives.items():
         if issubclass(directive, PyObject):
             simplified = type(directive.__name__, (Simplified, directive), {})

@@ -47,7 +47,7 @@ from resilience.providers.anthropic import AnthropicLLM
 from resilience.providers.openai import OpenAILLM
 
 KEYS = ("OPENAI_API_KEY", "ANTHROPIC_API_KEY")
-MAX_TOKENS = 8  # one sentence of a server without a model, which repeats itself for ever
+MAX_TOKENS = 8  # one sentence of a server without a model, which repeats it without end
 
 
 def show_attempt(attempt: Attempt) -> None:
@@ -91,7 +91,7 @@ def local(servers: Mapping[str, ServerProcess]) -> LLMFallback:
 
 
 class Chat:
-    """A conversation, and the commands that disturb it."""
+    """A conversation, and the commands that break and repair its providers."""
 
     def __init__(self, model: LLMFallback, servers: Mapping[str, ServerProcess]) -> None:
         """Begin a conversation; the servers are those that can be killed."""
@@ -141,10 +141,10 @@ class Chat:
                 for chunk in answer:
                     print(chunk.content, end="", flush=True)
                     text += chunk.content
-                    extra = chunk.extra or extra  # what this vendor must see again
+                    extra = chunk.extra or extra  # data that this vendor must get back
         except KeyboardInterrupt:
             print("\n  [stopped]")
-        except Exception as error:  # noqa: BLE001 - whatever it is, the chat goes on
+        except Exception as error:  # noqa: BLE001 - the chat continues after any exception
             print(f"\n  [no whole answer: {error}]")
         else:
             print()

@@ -1,4 +1,4 @@
-"""A small LLM server on loopback that speaks OpenAI's wire format but has no model.
+"""A small LLM server on loopback that uses OpenAI's wire format but has no model.
 
 `outage.py` starts two of these servers. To start one by hand, give a name and a port:
 

@@ -10,9 +10,9 @@ streamed answer it kills the primary, and some calls later it starts the primary
 port.
 
 The timeline shows every call when it ends, every failed attempt and every change of state, each
-below what has caused it. No call may be lost. Only the stream that is being read at that moment is
-cut off: its caller gets the error, since no other model can continue the same sentence. The exit
-status is 0 if this is what happened, and the primary answers the last call.
+below its cause. No call may be lost. Only the stream that is being read at that moment is cut off:
+its caller gets the error, since no other model can continue the same sentence. The exit status is 0
+if this is what happened, and the primary answers the last call.
 """
 
 import argparse
@@ -63,7 +63,7 @@ class HTTPStatusError(Exception):
     def __init__(self, status_code: int, reason: str) -> None:
         """Keep the status of the response."""
         super().__init__(f"HTTP {status_code} {reason}")
-        self.status_code = status_code  # where `resilience.http` looks for it
+        self.status_code = status_code  # `resilience.http` reads it
 
 
 class HttpLLM(llm.Provider):
@@ -233,7 +233,7 @@ def ask(
             if victim and position == KILLED_AT_CHUNK:
                 timeline.event("primary is killed in the middle of this answer")
                 victim.close()
-    except AllFailedError as error:  # no provider began to answer
+    except AllFailedError as error:  # no provider returned a first item
         return str(error), "lost"
     except OSError:  # the provider broke off in the middle
         return text, "cut"
@@ -300,6 +300,6 @@ if __name__ == "__main__":
         sys.exit(0 if main() else 1)
     except KeyboardInterrupt:
         sys.exit(130)
-    except BrokenPipeError:  # as with `| head`; what is still in the buffer must go somewhere
+    except BrokenPipeError:  # as with `| head`; the rest of the buffer is discarded
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

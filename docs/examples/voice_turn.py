@@ -6,7 +6,7 @@ It needs two programs and two packages; it makes no connection to another machin
     python3 -m venv .venv && .venv/bin/pip install -q . pocketsphinx
     .venv/bin/python docs/examples/voice_turn.py
 
-With `--play` the questions and answers are heard, too, if the machine has a sound card and one of
+With `--play` the questions and answers are also played, if the machine has a sound card and one of
 the programs aplay, paplay, afplay, ffplay and play.
 
 The program `flite` speaks the user's question. The answer takes three steps, each with a primary
@@ -16,10 +16,10 @@ and a backup:
     LLMFallback   llm_server.py    answers it, in a process that can be killed
     TTSFallback   espeak-ng, flite speaks the answer
 
-Then the spoken answer is recognised again, to check what the user hears. A turn is lost if a word
-is missing. Before each turn something is broken or repaired, and the timeline shows which providers
-failed and which answered. The exit status is 0 if no turn was lost, 1 if one was, and 2 if a
-program or a package is missing; then all that is missing is named.
+Then the spoken answer is recognised again, to check that the user can understand it. A turn is lost
+if a word is missing. Before each turn something is broken or repaired, and the timeline shows which
+providers failed and which answered. The exit status is 0 if no turn was lost, 1 if one was, and 2
+if a program or a package is missing; then it prints everything that is missing.
 """
 
 import argparse
@@ -237,7 +237,7 @@ class Assistant:
         try:
             audio, sample_rate = self._speak(self._answer(words, text))
         except SpeechError as error:
-            # The user has heard the beginning. Only the application can decide what to do now.
+            # The user has already heard the beginning. The application decides what to do now.
             # This one speaks the answer again; the breaker of the broken synthesiser is open.
             self._timeline.show("synthesiser", f"broke off ({error}), the answer is spoken again")
             audio, sample_rate = self._speak(text)
@@ -288,7 +288,7 @@ class Player:
         self.program = next(filter(None, map(shutil.which, PLAYERS)), None)
 
     def play(self, audio: bytes, sample_rate: int) -> None:
-        """Play 16-bit samples of one channel to their end; after an error, be silent."""
+        """Play 16-bit samples of one channel to their end; after an error, play nothing more."""
         if self.program is None:
             return
         with TemporaryDirectory() as folder:
@@ -324,7 +324,7 @@ def turn(assistant: Assistant, timeline: Timeline, player: Player | None) -> boo
 
 
 def find_missing(player: Player | None) -> list[str]:
-    """Return what has to be installed first."""
+    """Return the names of what has to be installed first."""
     missing = [f"the program {name}" for name in ("flite", "espeak-ng") if not shutil.which(name)]
     if pocketsphinx is None:
         missing.append("the package pocketsphinx")

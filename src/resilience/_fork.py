@@ -31,12 +31,12 @@ _restartables: "WeakSet[Restartable]" = WeakSet()
 
 
 def renew_after_fork(owner: Forkable) -> None:
-    """Register an object whose locks are replaced in each forked child, as long as it lives."""
+    """Register an object whose locks are replaced in each forked child, as long as it exists."""
     _forkables.add(owner)
 
 
 def restart_after_fork(owner: Restartable) -> None:
-    """Have the threads of an object started in each forked child, as long as the object lives."""
+    """Register an object whose threads are started in each forked child, as long as it exists."""
     _restartables.add(owner)
 
 

@@ -1,4 +1,4 @@
-"""Changes of breakers that processes send to each other, and what a received change does.
+"""Changes of breakers that processes send to each other, and the effects of received changes.
 
 Nothing here uses a network. Each process has its own breakers. A change that was received from
 another process is never sent again.
@@ -162,7 +162,7 @@ class BreakerSync:
         self._shared_until = math.inf
 
     def attach(self) -> None:
-        """Start to find changes; of the changes before, only an open period is sent."""
+        """Start finding changes; an earlier change is sent only if the breaker is open."""
         self._breaker._events.run_locked(self._attach_locked)
 
     def _attach_locked(self) -> None:
@@ -245,7 +245,7 @@ class BreakerSync:
         self._breaker._events.run_locked(self._mark_change_unsent_locked, change.kind)
 
     def mark_opening_unsent(self) -> None:
-        """Have the present period sent again if it is open, because others may have lost it."""
+        """Mark the present period as not sent if it is open, because others may have lost it."""
         self._breaker._events.run_locked(self._mark_unsent_locked, Open)
 
     def _mark_change_unsent_locked(self, kind: Kind) -> None:

@@ -20,7 +20,7 @@ ExceptionFilter: TypeAlias = (
 _LONGEST = 1e9  # seconds, about 30 years: every clock and every lock can represent it
 
 _INTERRUPTIONS = (KeyboardInterrupt, SystemExit, GeneratorExit)
-"""Exceptions that end a program or a generator; they say nothing about a provider."""
+"""Exceptions that end a program or a generator; no provider has caused them."""
 
 
 def check_type(setting: str, value: object, wanted: type) -> None:
@@ -105,7 +105,7 @@ def check_callable(setting: str, value: object) -> None:
 
 
 def is_kind(check: Callable[[object], bool], fn: object) -> bool:
-    """Tell whether a function, static method or callable object is of a kind of functions."""
+    """Return whether a function, static method or callable object is of a kind of functions."""
     return any(check(each) for each in (fn, getattr(fn, "__func__", fn), type(fn).__call__))
 
 
@@ -155,7 +155,7 @@ def matches(
     error: BaseException,
     interrupt_on: tuple[type[BaseException], ...] = (),
 ) -> bool:
-    """Tell whether a filter includes an exception.
+    """Return whether a filter includes an exception.
 
     Types and tuples also include the library's own errors for a provider that returns nothing,
     since no client library has such errors. A predicate is called for instances of `Exception`

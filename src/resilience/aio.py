@@ -396,15 +396,16 @@ class _Owner(_Thread, ABC, Generic[T]):
         self.opened: T | None = None
         self.is_open = False
         self.close_errors: list[BaseException] = []
-        # Whether `aclose` need not wait: the thread is busy, and closes the object when it is back.
+        # Whether `aclose` need not wait: the thread is busy, and closes the object when the foreign
+        # code returns.
         self._is_left_to_thread = False
         # One item for each step that the thread may take. Unlike a semaphore, the queue may be used
         # by a finalizer that runs while the same thread uses it.
         self._steps: SimpleQueue[None] = SimpleQueue()
         # Reentrant for the same reason. Guards `_is_busy`: whether the thread is inside foreign
-        # code, which may block. The thread sets it first, and then reads `is_closing`; whoever
-        # closes sets `is_closing` first, and then reads `_is_busy`. So at least one of the two
-        # closes the object.
+        # code, which may block. The thread sets it first, and then reads `is_closing`; the thread
+        # that closes sets `is_closing` first, and then reads `_is_busy`. So at least one of the two
+        # threads closes the object.
         self._lock = RLock()
         self._is_busy = False
 
@@ -424,7 +425,7 @@ class _Owner(_Thread, ABC, Generic[T]):
 
     @override
     def close(self) -> None:
-        """Have the object closed, without waiting; from any thread or from a finalizer."""
+        """Close the object, without waiting; from any thread or from a finalizer."""
         if self.is_closing:
             return
         super().close()

@@ -162,7 +162,7 @@ class EmptyStreamError(ResilienceError):
 
 
 def _was_skipped(error: BaseException) -> bool:
-    """Tell whether an error stands for a provider that was not tried.
+    """Return whether an error means that a provider was not tried.
 
     It is either a `CircuitOpenError` made for a skipped provider, which has no traceback, unlike
     one that a provider has raised; or the `AllFailedError` of a group that tried no provider.

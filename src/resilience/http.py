@@ -154,7 +154,7 @@ def _judge(exc: BaseException) -> _Verdict:
 
 
 def _gather(exc: BaseException, read: Callable[[BaseException], _T | None]) -> list[_T | None]:
-    """Read an exception; if that gives None, read its parts instead, and each of them once."""
+    """Read an exception; if the result is None, read its parts instead, each of them once."""
     results: list[_T | None] = []
     pending, seen = [exc], {id(exc)}
     for each in pending:  # the list grows during the loop
@@ -298,7 +298,7 @@ def _duration(delay: object) -> float | None:
 
 
 def _is(value: object, kind: type[_T]) -> TypeIs[_T]:
-    """Tell whether a value is of a type, without calling code of the value."""
+    """Return whether a value is of a type, without calling code of the value."""
     return issubclass(type(value), kind)
 
 

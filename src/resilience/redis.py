@@ -219,7 +219,7 @@ class RedisNews(_settings.Uncopyable):
         self._control.stop()
 
     def _enqueue(self, sync: BreakerSync) -> None:
-        """Have the sender check a breaker; does not block."""
+        """Make the sender check a breaker; does not block."""
         self._control.changed.put(sync)
 
     def _start_threads(self) -> None:
@@ -230,7 +230,8 @@ class RedisNews(_settings.Uncopyable):
             for name, loop in (("send", self._run_sender), ("receive", self._run_receiver)):
                 thread = Thread(target=loop, args=(self._control,), name=f"resilience-redis-{name}")
                 thread.daemon = True
-                # In an empty context: some Pythons let a thread inherit the context and keep it.
+                # In an empty context: in some versions of Python a thread inherits and keeps the
+                # context.
                 Context().run(thread.start)
         except BaseException:
             self.close()
@@ -239,7 +240,7 @@ class RedisNews(_settings.Uncopyable):
     def _restart_after_fork(self) -> None:
         if self._control.is_stopped:
             return
-        self._control.is_stopped = True  # ends the thread that has forked, if it is one of ours
+        self._control.is_stopped = True  # ends the thread that has forked, if it is one of the two
         self._control = _ThreadControl()
         try:
             self._start_threads()
@@ -338,7 +339,7 @@ class RedisNews(_settings.Uncopyable):
                 exchange_at = math.inf if self._exchange_open(control) else now + _CHECK_INTERVAL
 
     def _exchange_open(self, control: "_ThreadControl") -> bool:
-        """Apply the stored open periods, and have those of this process sent; False on failure."""
+        """Apply the stored open periods; mark those of this process as unsent; False on failure."""
         try:
             self._apply_stored()
         except Exception as error:
@@ -457,7 +458,7 @@ def _check_name(setting: str, value: object) -> str:
 
 
 def _make_process_name() -> str:
-    """Return a unique name of this process that people can read."""
+    """Return a unique and readable name of this process."""
     host = socket.gethostname()[:50]
     return f"{host if is_safe_text(host) else 'host'}:{os.getpid()}:{secrets.token_hex(4)}"
 

@@ -113,10 +113,10 @@ class SessionHandle(Protocol):
     an exception; if a session breaks off, its transcripts raise an exception, they do not end.
 
     A session may have one more method, `finish()`, which has no arguments and returns None. It
-    tells the recogniser that the audio has ended, so that the transcripts end after the last words.
-    It does not wait for them; `close()` is still called afterwards. It is not a member of the
-    protocol, since not every recogniser supports it. The session of `STTFallback` always has it;
-    there it does nothing if the provider's session has no `finish()`.
+    signals the end of the audio to the recogniser, so that the transcripts end after the last
+    words. It does not wait for them; `close()` is still called afterwards. It is not a member of
+    the protocol, since not every recogniser supports it. The session of `STTFallback` always has
+    it; there it does nothing if the provider's session has no `finish()`.
     """
 
     @abstractmethod

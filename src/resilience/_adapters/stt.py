@@ -35,7 +35,7 @@ class STTSession(Session[stt.SessionHandle], stt.SessionHandle):
         return self._stream(lambda handle: handle.finals(), "finals")
 
     def finish(self) -> None:
-        """Tell the provider that the audio has ended; the transcripts end after the last words.
+        """Signal the end of the audio to the provider; the transcripts end after the last words.
 
         Does nothing if the provider's session has no `finish()`. Read the transcripts until they
         end, and close the session afterwards: an exception before their end is a failure of the

@@ -12,7 +12,7 @@ from resilience._fork import renew_after_fork
 
 
 def has_text(fragment: str) -> bool:
-    """Tell whether a fragment has a letter or a digit, in any script."""
+    """Return whether a fragment has a letter or a digit, in any script."""
     return any(map(str.isalnum, fragment))
 
 
@@ -81,7 +81,7 @@ class ReplayBuffer:
         self._drop_unused_source()
 
     def has_text(self) -> bool:
-        """Tell whether the text has a letter or a digit; read the source if necessary.
+        """Return whether the text has a letter or a digit; read the source if necessary.
 
         Cuts off the present reader.
         """
@@ -133,7 +133,7 @@ class ReplayBuffer:
                 self._drop_unused_source()
 
     def _must_wait_locked(self, reader: "TextReader") -> bool:
-        """Tell whether a reader needs the fragment that another thread is taking now."""
+        """Return whether a reader needs the fragment that another thread is taking now."""
         wants_more = reader is self._reader and reader.position == len(self._fragments)
         return wants_more and self._taker is not None
 

@@ -97,7 +97,7 @@ class Probe:
 
 @final
 class Forced:
-    """What admits a call in an open period (`when_all_open="try"`)."""
+    """A permit for a call in an open period (`when_all_open="try"`)."""
 
     __slots__ = ("period",)
     failures: ClassVar[int] = 1  # as for a probe
@@ -113,4 +113,4 @@ UNRECORDED: Closed = Closed()
 """A permit whose outcome is discarded: it has never been the period of a breaker."""
 
 Permit: TypeAlias = Closed | Probe | Forced
-"""What admits a call and records its outcome."""
+"""A permit admits a call and records its outcome."""

@@ -55,7 +55,7 @@ class Member(Generic[T]):
     ) -> None:
         """Make a member with a closed breaker; timeout and breaker override those of the group.
 
-        An adapter may keep notes with it.
+        `notes` is any object that an adapter stores in the member.
         """
         breaker_config = config.circuit_breaker if circuit_breaker is None else circuit_breaker
         _settings.check_type("circuit_breaker", breaker_config, CircuitBreakerConfig)
@@ -66,7 +66,7 @@ class Member(Generic[T]):
         self.config: FallbackConfig = config
         self.clock: Callable[[], float] = breaker_config.clock
         self.breaker: CircuitBreaker = CircuitBreaker(replace(breaker_config, name=name))
-        self.breaker._events.interrupt_on = config.interrupt_on  # which may strike in its hooks
+        self.breaker._events.interrupt_on = config.interrupt_on  # its hooks may raise them
         self.workers: WorkerPool | None = WorkerPool(name, limit) if limit else None
         self.listener: Callable[[Attempt], object] | None = config.on_attempt
         self.notes: object = notes
@@ -206,10 +206,10 @@ class Call(Generic[T]):
         return Outcome.IGNORED if is_unsupported else Outcome.FAILED
 
     def is_outcome(self, error: BaseException) -> bool:
-        """Tell whether an exception is more than an interruption of the thread."""
+        """Return whether an exception is an outcome, and not an interruption of the thread."""
         config = self.member.config
         return isinstance(error, (Exception, *config.interrupt_on)) or any(
-            _settings.matches("", named, error)  # of types outside Exception, which are named
+            _settings.matches("", named, error)  # types outside Exception
             for named in (self.member.breaker._config.failure_on, config.fallback_on)
         )
 
@@ -361,7 +361,7 @@ class Attempts(Generic[T]):
         Args:
             attempt: Makes one attempt. If it succeeds, its caller settles the call.
             call_directly: Makes one attempt with a member that needs neither a worker nor a report.
-                It does without a `Call`, which takes as long as the rest of such an attempt.
+                It makes no `Call`, because that takes as long as the rest of such an attempt.
 
         Returns:
             The attempt's result.
@@ -386,7 +386,7 @@ class Attempts(Generic[T]):
                     self.clear_failures()
                     raise
             else:
-                # Not above: what a log handler or a listener raises here is no failure.
+                # Not above: an exception of a log handler or a listener here is no failure.
                 member.breaker._record_success(permit)
                 return result
         if self._may_force():
@@ -401,7 +401,7 @@ class Attempts(Generic[T]):
         return breaker._try_acquire() if self._record else breaker._try_acquire_unrecorded()
 
     def _may_force(self) -> bool:
-        """Tell whether all providers were skipped, and are to be tried anyway."""
+        """Return whether all providers were skipped, and are to be tried anyway."""
         return (
             self._members[0].config.when_all_open == "try"
             and not self._is_forced
@@ -409,7 +409,7 @@ class Attempts(Generic[T]):
         )
 
     def may_go_on(self, call: Call[T], error: BaseException) -> bool:
-        """Settle an attempt that raised, and tell whether another provider may be tried.
+        """Settle an attempt that raised; return whether another provider may be tried.
 
         No further attempt is made if the attempt was settled before it raised, because the caller
         has cancelled it, or if the caller's own input raised, because every provider would fail.

@@ -74,7 +74,7 @@ class FallbackConfig:
             `CircuitBreakerConfig.failure_on`; all others are raised to the caller at once.
         interrupt_on: Types of exceptions with which a framework interrupts the caller of a group,
             such as the time limit of a task queue. They are raised to the caller at once and never
-            count, whatever `failure_on` and `fallback_on` say.
+            count; `failure_on` and `fallback_on` do not apply.
         on_attempt: Listener for the report of each attempt that ended, called in the thread in
             which it ended. A listener that raises is logged.
         attempt_timeout: Time limit of one attempt, in seconds or as a `timedelta`: until a call

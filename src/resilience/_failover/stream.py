@@ -35,11 +35,11 @@ class StreamRequest(ABC, Generic[T, R]):
         """Accept the stream that an attempt has opened, or raise to refuse it."""
 
     def is_wrong(self, _item: R, /) -> bool:
-        """Tell whether an item is not what the contract says."""
+        """Return whether an item violates the contract."""
         return False
 
     def is_empty(self, _item: R, /) -> bool:
-        """Tell whether an item has no content, so that it does not commit to the provider."""
+        """Return whether an item has no content, so that it does not commit to the provider."""
         return False
 
     def input_error(self) -> BaseException | None:
@@ -136,7 +136,7 @@ class StreamState(Generic[T, R]):
 
     @property
     def returned(self) -> object:
-        """What the provider has returned that serves the stream; None before there is one."""
+        """The object that the serving provider has returned; None before there is one."""
         stream = self._stream
         return None if stream is None or not self.committed else stream.returned
 
@@ -279,7 +279,7 @@ class StreamState(Generic[T, R]):
         return error if input_error is None else input_error
 
     def _is_consequence(self, error: BaseException) -> bool:
-        """Tell whether an exception was caused by closing the stream, and is no interruption."""
+        """Return whether an exception was caused by closing the stream, and is no interruption."""
         interrupt_on = () if self._call is None else self._call.member.config.interrupt_on
         return self.closed and isinstance(error, Exception) and not isinstance(error, interrupt_on)
 

@@ -99,7 +99,7 @@ class WorkerPool:
             if worker.is_alive():  # after a fork, threads of the parent are not alive
                 return worker
         worker = _Worker(f"resilience-{self.provider}", self._idle)
-        # In an empty context: some Pythons let a thread inherit the context, which it would keep.
+        # In an empty context: in some versions of Python a thread inherits and keeps the context.
         Context().run(worker.start)
         return worker
 
@@ -150,7 +150,7 @@ class Task(Generic[R]):
             self._discard_outcome()
 
     def is_hanging(self) -> bool:
-        """Tell whether a thread of this process still works on it."""
+        """Return whether a thread of this process still works on it."""
         return not self._is_over and self.worker is not None and self.worker.is_alive()
 
     def work(self, worker: "_Worker") -> None:

@@ -45,7 +45,7 @@ class _Client(Protocol):
 class AnthropicLLM(llm.Provider):
     """A language model behind Anthropic's messages.
 
-    An answer with signed or encrypted reasoning is kept as it is in its `extra`, and sent back so.
+    An answer with signed or encrypted reasoning is kept in its `extra`, and sent back unchanged.
     All instructions are sent as the system prompt, in their order. A request with `temperature`,
     `top_p` or `seed`, or a message with a name, raises `UnsupportedRequestError`.
 

@@ -204,7 +204,7 @@ class DeepgramSession(stt.SessionHandle):
             raise UnsupportedRequestError(msg)
 
     def _answer(self) -> Mapping[str, Any] | None:
-        """Return the answer to the last request; those before may be answered late."""
+        """Return the answer to the last request, and discard late answers to earlier ones."""
         while True:
             answer = self._answers.get(timeout=self._timeout)
             self._unanswered -= 1

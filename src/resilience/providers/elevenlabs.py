@@ -70,8 +70,8 @@ class ElevenLabsTTS(tts.Provider):
 
         Args:
             text: Fragments of the text.
-            voice: Voice to speak with. Of its language, the part before the first hyphen is sent.
-                `extra["elevenlabs"]` has further arguments of the client's
+            voice: Voice to speak with. Only the part of its language before the first hyphen is
+                sent. `extra["elevenlabs"]` has further arguments of the client's
                 `text_to_speech.stream`, such as `{"voice_settings": {"stability": 0.4}}`.
 
         Returns:

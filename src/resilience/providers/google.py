@@ -48,8 +48,8 @@ class _Client(Protocol):
 class GoogleLLM(llm.Provider):
     """A language model behind Google's `generate_content`.
 
-    An answer with signatures is kept as it is in its `extra`, with bytes in base64, and sent back
-    so. All instructions are sent as the system instruction, in their order. A message with a name
+    An answer with signatures is kept in its `extra`, with bytes in base64, and sent back unchanged.
+    All instructions are sent as the system instruction, in their order. A message with a name
     raises `UnsupportedRequestError`.
 
     Threads may share it.

@@ -30,9 +30,9 @@ _CAPABILITIES = llm.ModelCapabilities(
 )
 _AUDIO = {"audio/wav": "wav", "audio/x-wav": "wav", "audio/mpeg": "mp3", "audio/mp3": "mp3"}
 _UNSUPPORTED = {"unsupported_parameter", "unsupported_value"}  # by this model
-# Of vLLM and llama.cpp, which have no code for it.
+# Messages of vLLM and llama.cpp, which have no error code for it.
 _TOO_LONG = ("maximum context length", "exceeds the available context size")
-# Words of compatible servers.
+# Finish reasons of compatible servers.
 _FINISH_REASONS = {
     "function_call": "tool_calls",
     "model_length": "length",
@@ -79,8 +79,10 @@ class OpenAILLM(llm.Provider):
                 of 128 000 tokens and everything but recordings.
             vendor: Key of this server in `extra`. Each compatible server needs one of its own if a
                 conversation may move from one to another.
-            max_tokens_field: Field for `max_tokens`; "max_tokens" for servers that know no other.
-            developer_role: Role of a developer's message; "system" for servers that know no other.
+            max_tokens_field: Field for `max_tokens`; "max_tokens" for servers that support no
+                other.
+            developer_role: Role of a developer's message; "system" for servers that support no
+                other.
         """
         self._client = client
         self._model = model
@@ -236,11 +238,11 @@ class OpenAILLM(llm.Provider):
         is_empty = True
         for event in events:
             model, identity = event.model or model, event.id or identity
-            usage = event.usage or usage  # of a stream in an event after the last choice
+            usage = event.usage or usage  # in a stream, it is in an event after the last choice
             for choice in event.choices or ():
                 finish_reason = choice.finish_reason or finish_reason
                 delta = getattr(choice, "delta", None) or getattr(choice, "message", None)
-                if delta is None:  # Azure tells of its filter so
+                if delta is None:  # an event of Azure's content filter
                     continue
                 _join(added, _unknown_fields(delta))
                 for position, piece in enumerate(delta.tool_calls or ()):
@@ -308,7 +310,7 @@ def _assemble(calls: list[_PartialCall], piece: Any, position: int) -> None:
 
 
 def _finish_reason(reason: str | None, *, is_empty: bool, has_calls: bool) -> str:
-    """Translate why an answer has ended; raise if it is none."""
+    """Translate a finish reason; raise if it shows that there is no complete answer."""
     translated = _FINISH_REASONS.get(reason or "", reason)
     if translated is None or translated in _FAILURES:
         msg = f"the answer was cut off: {translated or 'no finish reason'}"
@@ -316,7 +318,7 @@ def _finish_reason(reason: str | None, *, is_empty: bool, has_calls: bool) -> st
     if is_empty and not has_calls and translated in {"stop", "tool_calls"}:
         msg = "the answer is empty"
         raise ConnectionError(msg)
-    # A call of the function that a request has named ends with "stop", and so do calls elsewhere.
+    # With a forced function, OpenAI reports "stop" for a call; some servers always do.
     return "tool_calls" if has_calls and translated == "stop" else translated
 
 

@@ -110,11 +110,11 @@ def check_tool_calls(
 def excluded_requests(
     capabilities: llm.ModelCapabilities, request: llm.CompletionRequest
 ) -> Iterator[tuple[str, llm.CompletionRequest]]:
-    """Yield what a model cannot do, in words and as a request.
+    """Yield requests that a model does not support, each with a description.
 
     Args:
-        capabilities: What the model says that it can do.
-        request: What it can answer.
+        capabilities: The capabilities that the model reports.
+        request: A request that it supports.
     """
     if not capabilities.supports_vision:
         yield "a picture", _attach(request, _PICTURE)

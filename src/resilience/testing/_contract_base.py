@@ -18,7 +18,7 @@ THREADS = 4
 """How many threads use a provider at the same time."""
 
 FOREIGN = {"another-vendor": {"option": 1}}
-"""`extra` of a vendor that no provider knows."""
+"""`extra` of a vendor that does not exist."""
 
 UNREACHABLE = "the provider cannot be reached"
 CUT = "the connection was closed in the middle"

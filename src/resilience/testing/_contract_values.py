@@ -43,7 +43,7 @@ def check_iterable(value: object, items: str, operation: str) -> None:
 
 
 def fail_kind(value: object, wanted: str, operation: str) -> NoReturn:
-    """Fail because a value is not what the contract says.
+    """Fail because a value does not match the contract.
 
     Args:
         value: What the provider returned.

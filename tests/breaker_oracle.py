@@ -1,4 +1,4 @@
-"""A circuit breaker that does one thing after the other, written from its description alone.
+"""A sequential circuit breaker, written only from the description.
 
 The state machines of the breaker and of the group, and the interleavings, compare the real breaker
 with it. It shares no code with the library. Times are whole seconds, so that both sides calculate
@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 
 class Permit(NamedTuple):
-    """What admits a call: the number of the period that it belongs to."""
+    """Admits a call: the number of the period to which the call belongs."""
 
     period: int
     is_forced: bool = False
@@ -41,27 +41,27 @@ class BreakerOracle:
     name: str = ""
     changes: list[Change] = field(default_factory=list)  # may be shared by several breakers
     state: str = "closed"
-    # Of the present period; the outcome of a call that another one has admitted changes nothing.
+    # Number of the present period; outcomes of calls that another period admitted change nothing.
     period: int = 0
     under_way: int = 0
     failures: int = 0  # in a row
     successes: int = 0
     last_admission: float = 0
     open_until: float = 0
-    max_reset_timeout: float = 0  # up to which open periods grow; 0 if they do not
-    open_seconds: float = 0  # of the last open period, without what a provider has asked for
+    max_reset_timeout: float = 0  # longest open period; 0 for no growth
+    open_seconds: float = 0  # length of the last open period, without a requested delay
     is_isolated: bool = False
-    # What only a snapshot shows.
+    # Only for snapshots.
     failures_in_a_row: int = 0
     opened_count: int = 0
-    last_failure: tuple[str, float] | None = None  # its type, and when
+    last_failure: tuple[str, float] | None = None  # its type and time
 
     def copy(self) -> "BreakerOracle":
         """Return a breaker in the same state."""
         return replace(self, changes=list(self.changes))
 
     def visible_state(self, now: float) -> str:
-        """Return the state that a reader sees."""
+        """Return the state as the property `state` shows it."""
         return "half-open" if self.state == "open" and now >= self.open_until else self.state
 
     def retry_after(self, now: float) -> float | None:
@@ -108,7 +108,7 @@ class BreakerOracle:
     def record_failure(
         self, permit: Permit, now: float, cause: object, delay: float | None = None
     ) -> None:
-        """End a call that has failed; its provider may ask for a delay of so many seconds.
+        """End a call that has failed; its provider may request a delay in seconds.
 
         The cause is an exception, or only its type.
         """
@@ -136,20 +136,20 @@ class BreakerOracle:
             self.under_way -= 1
 
     def reset(self) -> None:
-        """Close, and forget everything."""
+        """Close, and clear everything."""
         self._enter("closed")
         self.failures_in_a_row = self.opened_count = 0
         self.last_failure = None
 
     def isolate(self, now: float = 0, seconds: float = math.inf) -> None:
-        """Open for so many seconds, or until `reset`."""
+        """Open for a number of seconds, or until `reset`."""
         self._open(self.reset_timeout, now)
         self.open_until = now + seconds
         self.is_isolated = True
         self.failures_in_a_row = 0
 
     def snapshot(self, now: float) -> tuple[object, ...]:
-        """Return what the fields of a `Snapshot` say, in their order."""
+        """Return the values of the fields of a `Snapshot`, in their order."""
         kind, time = self.last_failure or (None, now)
         return (
             self.name,
@@ -182,7 +182,7 @@ class BreakerOracle:
         return self.under_way + self.successes >= self.half_open_max
 
     def _lengthen(self, now: float, delay: float | None) -> None:
-        """Lengthen the open period, unless it has elapsed; a late failure may still ask for it."""
+        """Lengthen the open period, unless it has elapsed; also for a late failure."""
         if self.state == "open" and now < self.open_until:
             self.open_until = max(self.open_until, now + (delay or 0))
 

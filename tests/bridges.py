@@ -1,4 +1,4 @@
-"""What the tests of `resilience.aio` share: sources that wait and keep their threads, and loops."""
+"""Helpers of the tests of `resilience.aio`: sources that wait and record threads, and loops."""
 
 import asyncio
 import importlib.util
@@ -15,7 +15,7 @@ from resilience import Attempt, FallbackConfig, LLMFallback, llm
 R = TypeVar("R")
 
 LIMIT = 30.0
-"""Seconds after which a wait has failed."""
+"""Time limit of a wait in seconds."""
 
 AHEAD = 16
 """How many items a stream reads ahead."""
@@ -61,7 +61,7 @@ def run(loop: str, coroutine: Coroutine[Any, Any, R]) -> R:
 
 @final
 class Gate:
-    """A place where a thread waits until it may go on."""
+    """A place where a thread waits until the gate is opened."""
 
     def __init__(self) -> None:
         """Close the gate."""
@@ -79,7 +79,7 @@ class Gate:
         assert await asyncio.to_thread(self._reached.wait, LIMIT)
 
     def open(self, *, join: bool = True) -> None:
-        """Let the thread go on, and wait until no thread of the bridge is left."""
+        """Let the thread continue, and wait until no thread of the bridge is left."""
         self._open.set()
         if join:
             join_threads()
@@ -87,7 +87,7 @@ class Gate:
 
 @final
 class Source:
-    """An iterator over 1000 numbers that keeps the thread of each step."""
+    """An iterator over 1000 numbers that records the thread of each step."""
 
     def __init__(
         self,
@@ -95,7 +95,7 @@ class Source:
         gate: Callable[[], object] = int,
         closing: Callable[[], object] = int,
     ) -> None:
-        """Return so many numbers, with a gate after the first and one before it is closed."""
+        """Yield `count` numbers, with a gate after the first and one before it is closed."""
         self._gate = gate
         self._closing = closing
         self._count = count
@@ -144,7 +144,7 @@ def group(
 
 
 def outcomes(attempts: list[Attempt]) -> list[str]:
-    """Return what has become of each attempt."""
+    """Return the outcome of each attempt."""
     return [f"{attempt.provider} {attempt.outcome}" for attempt in attempts]
 
 
@@ -160,7 +160,7 @@ def start(awaitable: Awaitable[R]) -> "asyncio.Task[R]":
 async def cancel(awaitable: Awaitable[Any], gate: Gate) -> None:
     """Cancel the wait for something when its thread is at the gate; it must end at once."""
     task = start(awaitable)
-    await asyncio.sleep(0)  # else the thread may be at the gate before the task waits
+    await asyncio.sleep(0)  # otherwise the thread may be at the gate before the task waits
     await gate.reached()
     task.cancel()
     await asyncio.wait([task], timeout=LIMIT)

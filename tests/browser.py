@@ -1,4 +1,4 @@
-"""A headless Chromium, driven through its debugging port."""
+"""A headless Chromium, controlled through its debugging port."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""What tests have to know about the CPython that runs them."""
+"""Properties of the CPython that runs the tests."""
 
 import gc
 import sys
@@ -9,16 +9,16 @@ from time import monotonic
 HAS_GIL = not sysconfig.get_config_var("Py_GIL_DISABLED")
 """Whether it has the GIL, so that an object without references is freed at once.
 
-Without the GIL an object is freed by the thread that made it. If another thread drops it, that
-happens when that thread next runs bytecode, or at the next garbage collection.
+Without the GIL an object is freed by the thread that made it. If another thread drops it, it is
+freed when the first thread next runs bytecode, or at the next garbage collection.
 """
 
 IS_EXPERIMENTAL = not HAS_GIL and sys.version_info < (3, 14)
 """CPython 3.13 without the GIL, which has two faults that concern tests.
 
-If there ever was a thread, it ends by clearing every module before it frees what the main module
-holds: no finalizer works then. And a forked child waits for ever for an object that another thread
-of its parent was using at the moment of the fork.
+If a thread was ever started, the interpreter clears every module at its exit before it frees the
+objects of the main module, so finalizers do not work. And a forked child waits for ever for an
+object that another thread of its parent was using at the moment of the fork.
 """
 
 
@@ -29,7 +29,7 @@ class Freed:
     """
 
     def __init__(self, number: int = 1) -> None:
-        """Wait for so many objects."""
+        """Wait for a number of objects."""
         self._number = number
         self._freed: list[None] = []
 
@@ -39,7 +39,7 @@ class Freed:
         self._freed.append(None)
 
     def wait(self, seconds: float) -> bool:
-        """Wait until all have been freed; False if that takes longer than some seconds."""
+        """Wait until all have been freed; False if the time limit has elapsed."""
         end, pause = monotonic() + seconds, Event()
         while len(self._freed) < self._number and monotonic() < end:
             pause.wait(0.001)  # and run bytecode in between

@@ -1,4 +1,4 @@
-"""What holds for all tests, and fixtures that several files share."""
+"""Settings of all tests, and fixtures that several files share."""
 
 import gc
 import subprocess
@@ -16,7 +16,7 @@ from resilience.testing import ManualClock
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_finish() -> None:
-    """Leave out of every later collection what imports have made: it takes most of the time."""
+    """Exclude the objects of imports from later collections, which they would make slow."""
     use_hypothesis()
     gc.collect()
     gc.freeze()
@@ -24,12 +24,12 @@ def pytest_collection_finish() -> None:
 
 @given(st.none())
 def use_hypothesis(_: None) -> None:
-    """Let hypothesis make its random generator: its owner cannot be found once that is frozen."""
+    """Let hypothesis make its random generator, whose owner it cannot find once it is frozen."""
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _freeze() -> Iterator[None]:
-    """Do the same with what the tests of a module have imported."""
+    """Do the same with the objects that the tests of a module have imported."""
     yield
     gc.collect()
     gc.freeze()
@@ -61,7 +61,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> WatchedClock:
 
 @pytest.fixture
 def no_gc() -> Iterator[None]:
-    """Disable the garbage collection: what is not referred to is freed at once, or never."""
+    """Disable the garbage collection: an object is freed by its reference count, or never."""
     gc.collect()
     gc.disable()
     yield

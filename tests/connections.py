@@ -24,7 +24,7 @@ class LocalServer(ThreadingHTTPServer):
     daemon_threads = False  # so that closing the server waits for them
 
     def __init__(self, handler: type[BaseHTTPRequestHandler], *, listens: bool = True) -> None:
-        """Listen at a free port, or hold one at which nobody listens."""
+        """Listen on a free port, or reserve a port on which no server listens."""
         super().__init__(("127.0.0.1", 0), handler, bind_and_activate=False)
         self.is_over = Event()
         self.listens = listens

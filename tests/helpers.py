@@ -28,7 +28,7 @@ from resilience.testing import ManualClock
 R = TypeVar("R")
 
 TIMEOUT = 30.0
-"""Seconds of real time after which a test that waits has failed."""
+"""Time limit of a waiting test, in seconds of real time."""
 
 LIMIT = 60.0
 """A time limit of an attempt, in seconds, that no call exceeds."""
@@ -39,7 +39,7 @@ VOICE = tts.VoiceProfile(id="asked")
 each_limit = pytest.mark.parametrize("limit", [None, LIMIT], ids=["no limit", "limit"])
 
 
-# ---- what providers do
+# ---- functions of providers
 
 
 def refuse(*_: object) -> NoReturn:
@@ -108,7 +108,7 @@ class Hang:
     """A function that hangs until the event `over` is set."""
 
     def __init__(self) -> None:
-        """Make a function that was not called yet."""
+        """Make a function that has not been called yet."""
         self.entered = threading.Event()
         self.over = threading.Event()
 
@@ -174,9 +174,9 @@ class Recorder:
         breaker: dict[str, Any] | None = None,
         **group: Any,  # noqa: ANN401
     ) -> None:
-        """Take settings of the breakers and of the group that differ from the usual ones.
+        """Use settings of the breakers and of the group that differ from the usual ones.
 
-        An error keeps its traceback, and with it the request.
+        A recorded error refers to its traceback, and so to the request.
         """
         self._keep_errors = keep_errors
         self.clock = ManualClock()

@@ -1,4 +1,4 @@
-"""A server on this machine that stands in for two vendors, at their own paths."""
+"""A server on this machine with the APIs of two vendors, at their own paths."""
 
 import json
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ PATHS = {"/v1/chat/completions": "openai", "/v1/messages": "anthropic"}
 
 
 def answer_of(vendor: str) -> str:
-    """Return what a vendor answers to everything."""
+    """Return the answer of a vendor to every request."""
     return f"{TEXT} ({vendor})"
 
 

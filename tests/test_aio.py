@@ -1,4 +1,4 @@
-"""Blocking calls and streams in asyncio applications: on threads, and closed in every case."""
+"""Calls and streams in asyncio applications run in threads, and are closed in every case."""
 
 import asyncio
 import itertools
@@ -41,7 +41,7 @@ class TestCall:
     """`call` makes one call in a thread."""
 
     def test_what_it_passes_on(self, loop: str) -> None:
-        """Arguments, the result and the caller's context."""
+        """Arguments, the result and the caller's context are passed on."""
 
         def fn(*args: int, **kwargs: int) -> object:
             return args, kwargs, VARIABLE.get(), threading.get_ident() != in_loop
@@ -56,7 +56,7 @@ class TestCall:
 
     @pytest.mark.parametrize("kind", [ValueError, StopAsyncIteration, GeneratorExit])
     def test_an_exception_arrives_unchanged(self, loop: str, kind: type[BaseException]) -> None:
-        """The very object, of whatever type."""
+        """An exception of any type is raised as the same object."""
         errors = [kind("message")]
 
         def fail() -> None:
@@ -70,7 +70,7 @@ class TestCall:
         run(loop, main())
 
     def test_stop_iteration(self, loop: str) -> None:
-        """It does not hang and is not lost, though no coroutine can raise it."""
+        """A `StopIteration`, which no coroutine can raise, is the cause of a `RuntimeError`."""
         nothing: Iterator[list[int]] = iter(())
 
         with pytest.raises(RuntimeError, match="StopIteration") as caught:
@@ -90,7 +90,7 @@ class TestCall:
         assert sorted(run(loop, main())) == list(range(50))
 
     def test_a_late_stream_is_closed(self, loop: str) -> None:
-        """A cancelled call ends at once; a stream that it opens later is dropped, and so closed."""
+        """A cancelled call ends at once; a stream that it returns later is closed."""
         gate = Gate()
         fake = FakeLLM([gate, "late"])
         model, attempts = group(fake)
@@ -103,7 +103,7 @@ class TestCall:
         assert outcomes(attempts) == ["0 succeeded"]
 
     def test_cancelled_at_each_await(self, loop: str) -> None:
-        """A call can be cancelled wherever it waits."""
+        """A call can be cancelled at each place where it waits."""
         assert list(cancelled_at_each_await(loop, lambda: aio.call(int)))
 
 
@@ -135,7 +135,7 @@ class TestStream:
 
     @LIMITS
     def test_failover(self, loop: str, limit: float | None) -> None:
-        """An opening that fails over; the provider is known when the stream has been entered."""
+        """Opening fails over; `provider` is set when the stream has been entered."""
         model, attempts = group(FakeLLM(ConnectionError()), FakeLLM("Hello."), limit=limit)
 
         async def main() -> list[str]:
@@ -165,7 +165,7 @@ class TestStream:
 
     @pytest.mark.parametrize("kind", [ValueError, StopAsyncIteration])
     def test_an_error_in_the_middle(self, loop: str, kind: type[Exception]) -> None:
-        """It comes after the items before it, and is never taken for the end."""
+        """An error is raised after the items before it, and never treated as the end."""
         error = kind("message")
 
         def source() -> Iterator[int]:
@@ -175,7 +175,7 @@ class TestStream:
         async def main() -> None:
             async with aio.stream(source) as stream:
                 join_threads()
-                await stream.__aenter__()  # does not take the error from the reader
+                await stream.__aenter__()  # does not raise the reader's error
             stream = aio.stream(source)
             assert await anext(stream) == 1
             with pytest.raises((ValueError, RuntimeError)) as caught:
@@ -192,7 +192,7 @@ class TestStream:
 
         def source() -> Iterator[int]:
             for number in itertools.count(1):
-                assert ahead.acquire(blocking=False)  # else it is too far ahead
+                assert ahead.acquire(blocking=False)  # otherwise it is too far ahead
                 if number == AHEAD:
                     is_ahead.set()
                 yield number
@@ -207,7 +207,7 @@ class TestStream:
         run(loop, main())
 
     def test_others_run_meanwhile(self, loop: str) -> None:
-        """A task that reads what is there already lets others run between two items."""
+        """A task that reads items that are already available lets others run between two items."""
         turns: list[str] = []
         gate = Gate()
 
@@ -240,7 +240,7 @@ class TestStream:
     def test_cancelled_at_each_await(
         self, loop: str, limit: float | None, *, is_entered: bool
     ) -> None:
-        """Wherever it is cancelled, what was opened is closed once, and its call settled once."""
+        """Wherever its task is cancelled, a stream is closed once, and its call settled once."""
         south = FakeLLM("It rains.")
         model, attempts = group(FakeLLM([ConnectionError()]), south, limit=limit)
 
@@ -262,7 +262,7 @@ class TestStream:
 
     @LIMITS
     def test_cancelled_while_it_is_opened(self, loop: str, limit: float | None) -> None:
-        """The task ends at once; what is opened later is closed."""
+        """The task ends at once; a stream that is opened later is closed."""
         gate = Gate()
         fake = FakeLLM([gate, "late"])
         model, attempts = group(fake, limit=limit)
@@ -303,7 +303,7 @@ class TestStream:
         assert fake.streams[0].closed == 1
 
     def test_closed_by_another_thread(self, loop: str) -> None:
-        """A task that waits for an item gets the end; what was read ahead is dropped.
+        """A task that waits for an item gets the end; items that were read ahead are dropped.
 
         It does not wait for the `close()` of the provider, as `aclose()` does.
         """
@@ -341,7 +341,7 @@ class TestStream:
 
     @pytest.mark.parametrize("has_yielded", [False, True])
     def test_a_generator_is_closed_by_its_thread(self, loop: str, *, has_yielded: bool) -> None:
-        """So it can reset what it has set, though it is closed while it runs, or has just run."""
+        """A generator is closed by its thread, so it can reset its context variable."""
         gate = Gate()
         ends: list[str] = []
 

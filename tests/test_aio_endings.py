@@ -1,4 +1,4 @@
-"""What is left when a stream, a block, a loop or an interpreter ends, in asyncio applications."""
+"""Streams, blocks, loops and interpreters that end, in asyncio applications."""
 
 import asyncio
 import gc
@@ -29,11 +29,11 @@ def _no_thread_is_left() -> Iterator[None]:
 
 @LOOPS
 class TestEndOfStream:
-    """Each way to leave a stream closes it."""
+    """A stream is closed however reading it ends."""
 
     @pytest.mark.parametrize("leave", ["break", "aclosing", "aclose"])
     def test_left_early(self, loop: str, leave: str) -> None:
-        """It is closed, also if nobody closes it."""
+        """A stream that is not read to its end is closed, with or without `close()`."""
         source = Source()
 
         async def read(stream: aio.Stream[int]) -> None:
@@ -78,7 +78,7 @@ class TestEndOfStream:
     def test_closed_before_its_thread_runs(
         self, loop: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Nothing is opened, and so nothing has to be waited for."""
+        """Nothing is opened, so closing need not wait."""
         source = Source()
         late: list[Callable[[], None]] = []
 
@@ -100,7 +100,7 @@ class TestEndOfStream:
 
     @pytest.mark.parametrize("is_silent", [False, True])
     def test_dropped_without_a_loop(self, loop: str, *, is_silent: bool) -> None:
-        """A thread that waits for the application or the provider does not wait for ever."""
+        """A dropped stream is closed, whether its thread waits for application or provider."""
         gate = Gate()
         source = Source(gate=gate if is_silent else int)
 
@@ -124,7 +124,7 @@ class TestEndOfStream:
         gate.open()
 
     def test_the_loop_is_closed(self, loop: str) -> None:
-        """A thread that waits for its provider closes the stream when it is back."""
+        """A thread that waits for its provider closes the stream when the provider returns."""
         gate = Gate()
         source = Source(gate=gate)
         stream = aio.stream(source.open)
@@ -138,7 +138,7 @@ class TestEndOfStream:
         stream.close()
 
     def test_an_error_of_close(self, loop: str) -> None:
-        """`aclose` raises it, once; an error of a provider that was closed is discarded."""
+        """`aclose` raises an error of `close()`, once; later errors are discarded."""
 
         def source() -> Iterator[int]:
             try:
@@ -156,7 +156,7 @@ class TestEndOfStream:
         run(loop, main())
 
     def test_an_error_after_closing(self, loop: str) -> None:
-        """What a busy provider raises because it is closed, and when it is, is discarded."""
+        """Exceptions that a busy provider raises because it is closed are discarded."""
         gate = Gate()
 
         def fail() -> bool:
@@ -208,11 +208,11 @@ class TestEndOfStream:
 
 
 def test_discarded_errors_are_freed() -> None:
-    """An error that nobody gets refers to a request, and is freed without the garbage collector."""
+    """A discarded error refers to a request; it is freed without the garbage collector."""
     errors: list[weakref.ref[Exception]] = []
 
     class FailureError(Exception):
-        """Unlike a built-in exception it can be weakly referenced."""
+        """An error that can be weakly referenced, unlike a built-in exception."""
 
     def fail(gate: Gate) -> None:
         gate()
@@ -249,7 +249,7 @@ def test_discarded_errors_are_freed() -> None:
 
 @pytest.mark.skipif(IS_EXPERIMENTAL, reason="no finalizer works at the end of this interpreter")
 def test_hung_providers_keep_nothing_from_ending() -> None:
-    """`asyncio.run` and the interpreter end, whatever the threads are doing."""
+    """`asyncio.run` and the interpreter end, whatever state the threads are in."""
     program = """
         import asyncio, threading
         from resilience import aio

@@ -31,7 +31,7 @@ def _no_thread_is_left() -> Iterator[None]:
 
 @LOOPS
 class TestSession:
-    """`session` holds something open."""
+    """`session` keeps an object open."""
 
     def test_a_voice_session(self, loop: str) -> None:
         """One task sends audio while another reads transcripts."""
@@ -55,7 +55,7 @@ class TestSession:
         assert fake.closed == 1
 
     def test_one_thread_opens_and_closes(self, loop: str) -> None:
-        """The same thread, which is not that of the loop."""
+        """One thread opens and closes the object; it is not the thread of the loop."""
         source = Source()
 
         async def main() -> None:
@@ -69,7 +69,7 @@ class TestSession:
         assert threading.get_ident() not in source.threads
 
     def test_not_open(self, loop: str) -> None:
-        """Before and after its block it refuses to be used."""
+        """Before and after its block, using a session raises."""
 
         async def main() -> None:
             session = aio.session(Source)
@@ -87,7 +87,7 @@ class TestSession:
         run(loop, main())
 
     def test_errors_arrive_unchanged(self, loop: str) -> None:
-        """Those of opening, of a call and of closing; a failed call leaves the session open."""
+        """Errors of opening, of a call and of closing are unchanged; a call leaves it open."""
         error = ConnectionError()
 
         class Broken:
@@ -112,7 +112,7 @@ class TestSession:
         run(loop, main())
 
     def test_its_end_closes_its_streams(self, loop: str) -> None:
-        """Also one that nobody reads, and whose thread waits for that. It forgets ended ones."""
+        """Closing closes the streams, also one that is not read; ended streams are not kept."""
         source = Source()
 
         async def main() -> aio.Stream[int]:
@@ -131,7 +131,7 @@ class TestSession:
         held.close()
 
     def test_cancelled_at_each_await(self, loop: str) -> None:
-        """Wherever it is cancelled, what was opened is closed, once."""
+        """Wherever the task is cancelled, the opened object is closed once."""
         sources: list[Source] = []
 
         def opened() -> Source:
@@ -152,7 +152,7 @@ class TestSession:
 
     @pytest.mark.parametrize("use", [aio.stream, aio.session])
     def test_cancelled_while_it_is_opened(self, loop: str, use: Callable[..., Any]) -> None:
-        """The task ends at once; what is opened later is closed, and not read."""
+        """The task ends at once; an object that is opened later is closed, and not read."""
         gate = Gate()
         source = Source()
 
@@ -165,7 +165,7 @@ class TestSession:
 
     @pytest.mark.parametrize("use", [aio.stream, aio.session])
     def test_closed_while_it_is_opened(self, loop: str, use: Callable[..., Any]) -> None:
-        """Closing does not wait for the opening; what is opened later is closed."""
+        """Closing does not wait for the opening; an object that is opened later is closed."""
         gate = Gate()
         source = Source()
 
@@ -186,7 +186,7 @@ class TestSession:
 
     @pytest.mark.parametrize("use", [aio.stream, aio.session])
     def test_a_slow_opening(self, loop: str, use: Callable[..., Any]) -> None:
-        """Entering waits until it is open; a stream need not have an item by then."""
+        """Entering waits until the object is open; a stream need not have an item by then."""
         opening, reading = Gate(), Gate()
 
         async def main() -> None:
@@ -201,7 +201,7 @@ class TestSession:
         reading.open()
 
     def test_a_cancelled_call_leaves_it_open(self, loop: str) -> None:
-        """The call goes on in its thread; the session can be used."""
+        """The call continues in its thread; the session can be used."""
         gate = Gate()
         source = Source()
 

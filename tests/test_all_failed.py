@@ -1,4 +1,4 @@
-"""`AllFailedError`: the failures, when to call again, and groups inside groups."""
+"""`AllFailedError`: its failures, its `retry_after`, and groups inside groups."""
 
 import logging
 import pickle
@@ -31,7 +31,7 @@ def _call(provider: Any) -> str:  # noqa: ANN401
 
 
 class UnreadableError(Exception):
-    """An exception whose text cannot be read, and which is false."""
+    """An exception whose text cannot be read, and whose truth value is False."""
 
     @override
     def __str__(self) -> str:
@@ -46,7 +46,7 @@ class TestFailures:
     """The error has the failure of each provider, and the last one as its cause."""
 
     def test_it_names_every_provider(self) -> None:
-        """Failures are in order by name, skipped ones with their wait; the last is the cause."""
+        """Failures are in order, with the wait of skipped providers; the last one is the cause."""
         recorder = Recorder(breaker={"reset_timeout": 20.0})
         last = ValueError("odd")
         group = grouped(refuse, lambda: "1", raising(last), config=recorder.config)
@@ -68,7 +68,7 @@ class TestFailures:
 
     @pytest.mark.parametrize("name", ["another", "0"])
     def test_a_circuit_open_error_of_a_provider(self, name: str) -> None:
-        """A `CircuitOpenError` that a provider raises is a failure; its wait is not the group's."""
+        """A `CircuitOpenError` of a provider is a failure; its wait is not used for the group."""
         recorder = Recorder(breaker={"reset_timeout": 20.0})
         group = grouped(raising(CircuitOpenError(name, 7.0)), config=recorder.config)
 
@@ -80,7 +80,7 @@ class TestFailures:
         assert recorder.outcomes() == [("0", Outcome.FAILED)]
 
     def test_a_text_that_cannot_be_read(self) -> None:
-        """An exception whose text cannot be read is named by its type, also if it is false."""
+        """An exception whose text cannot be read is shown by its type, also if it is falsy."""
         with pytest.raises(AllFailedError) as caught:
             grouped(raising(UnreadableError())).execute(call)
 
@@ -88,14 +88,14 @@ class TestFailures:
 
 
 class TestRetryAfter:
-    """`AllFailedError.retry_after` is the shortest wait after which a call has a chance."""
+    """`AllFailedError.retry_after` is the shortest wait after which a call may succeed."""
 
     @pytest.mark.parametrize(
         ("max_failures", "isolated", "wait"),
         [(2, False, 0), (1, False, 7), (1, True, 7), (2, True, 0)],
     )
     def test_failed_just_now(self, max_failures: int, wait: float, *, isolated: bool) -> None:
-        """It is 0 if the breaker of a failed provider is still closed, else that breaker's wait."""
+        """It is 0 if the breaker of a failed provider is still closed, otherwise its wait."""
         recorder = Recorder(breaker={"reset_timeout": 7, "max_failures": max_failures})
         group = grouped(refuse, refuse, config=recorder.config)
         if isolated:
@@ -118,7 +118,7 @@ class TestRetryAfter:
 
     @pytest.mark.parametrize("error", [UnsupportedRequestError(), NotImplementedError()])
     def test_a_provider_that_does_not_support_the_request(self, error: Exception) -> None:
-        """Waiting does not help with a provider that does not support the request."""
+        """A provider that does not support the request is ignored."""
         recorder = Recorder(breaker={"reset_timeout": 7})
         group = FallbackGroup("a", "a", recorder.config)
 
@@ -133,7 +133,7 @@ class TestRetryAfter:
 
     @pytest.mark.parametrize("isolated", [False, True])
     def test_a_group_that_has_just_opened(self, *, isolated: bool) -> None:
-        """A group inside a group has a chance when both breakers admit a call."""
+        """For a group inside a group, it is the wait until both breakers admit a call."""
         recorder = Recorder(breaker={"reset_timeout": 7})
         inner = FallbackGroup("a", "a", recorder.config)
         outer = FallbackGroup(inner, "inner")
@@ -194,7 +194,7 @@ class TestGroupsInGroups:
     """A group may be the provider of another group."""
 
     def test_one_outage(self) -> None:
-        """Skips inside are not counted outside, so the provider is tried as soon as it may be."""
+        """A skip in the inner group does not count in the outer one, so probes are not delayed."""
         clock, up = ManualClock(), False
         breaker = CircuitBreakerConfig(max_failures=1, clock=clock)
 
@@ -227,7 +227,7 @@ class TestGroupsInGroups:
 
     @pytest.mark.parametrize("depth", [1, 2])
     def test_none_was_tried(self, depth: int, caplog: pytest.LogCaptureFixture) -> None:
-        """A group all of whose providers were skipped is itself skipped, however deep it is."""
+        """A group all of whose providers were skipped is itself skipped, at any depth."""
         recorder = Recorder()
         group: Any = FallbackGroup("vendor", "0")
         group.breakers["0"].isolate()

@@ -1,4 +1,4 @@
-"""A provider that hangs costs one `attempt_timeout`, and no more, whichever way it is called."""
+"""A provider that hangs delays a call by one `attempt_timeout`, in each way to call it."""
 
 import signal
 import sys
@@ -57,12 +57,12 @@ from resilience.testing import FakeLLM, FakeSession, FakeSTT, FakeTTS, ReadText,
 SHORT = 0.02
 """Seconds until a provider that hangs is abandoned."""
 FAIR = 0.1
-"""The same for a provider that has to answer in time, too."""
+"""The same, for a test in which a provider also has to answer in time."""
 TRIES = 50
-"""How often it may be late all the same, because the machine stood still."""
+"""How often it may be late, because the machine is busy."""
 
 Step: TypeAlias = Sequence[Callable[[], object] | Exception | str]
-"""What a provider does in one call: actions and exceptions, and what it answers."""
+"""The actions, exceptions and answers of a provider in one call."""
 
 R = TypeVar("R")
 
@@ -72,7 +72,7 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class Fake:
-    """A provider that follows a script, its calls, and what can be closed of it."""
+    """A provider that follows a script, its calls, and its streams or sessions."""
 
     provider: Any
     calls: Sequence[object]
@@ -116,7 +116,7 @@ def _listen(group: STTFallback) -> str:
 
 @dataclass(frozen=True)
 class Way:
-    """A way to call providers: makes a provider of a script, and one whole call of a group."""
+    """A way to call providers: makes a provider from a script, and one whole call of a group."""
 
     fake: Callable[[Sequence[Step]], Fake]
     group: Any
@@ -213,7 +213,7 @@ class Interrupter:
     """An action of a script that raises `KeyboardInterrupt` in the main thread, by a signal."""
 
     def __init__(self) -> None:
-        """Wait to be called."""
+        """Prepare the signal handler."""
         self._received = threading.Event()
 
     def __call__(self) -> None:
@@ -222,8 +222,8 @@ class Interrupter:
         assert main is not None
         self._received = received
         while not received.is_set():
-            # A thread that is just about to wait for a lock receives only the next signal. One that
-            # does something else may be in the tool that measures coverage.
+            # A thread that is about to wait for a lock receives only the next signal. A thread that
+            # does something else may be running the tool that measures coverage.
             if sys._current_frames()[main].f_code.co_name == "_is_done_within":
                 signal.pthread_kill(main, signal.SIGINT)
             received.wait(0.01)
@@ -261,7 +261,7 @@ class TestTheNextProvider:
 
     @each_way
     def test_the_wait_is_the_sum_of_the_timeouts(self, way: Way, hang: Hang) -> None:
-        """If all providers hang, the caller waits as long as their timeouts together."""
+        """If all providers hang, the caller waits for the sum of their timeouts."""
         service = Service(way, [hang, "late"], attempt_timeout=SHORT)
         service.add("second", [hang, "late"], attempt_timeout=2 * SHORT)
 
@@ -316,7 +316,7 @@ class TestTheNextProvider:
 
     @each_way
     def test_a_provider_in_time_is_served(self, way: Way) -> None:
-        """With a limit that is kept, a call returns what it returns without one."""
+        """If a provider answers within the limit, the result is the same as without a limit."""
         service = Service(way, ["in time"], attempt_timeout=LIMIT)
         backup = service.add("backup", ["in time"])
 
@@ -351,7 +351,7 @@ class TestSettings:
     def test_without_a_limit_there_is_no_thread(
         self, way: Way, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Without a limit, and with one of 0, providers are called in the caller's own thread."""
+        """Without a limit, and with a limit of 0, providers are called in the caller's thread."""
         started: list[threading.Thread] = []
         monkeypatch.setattr(threading.Thread, "start", started.append)
         threads: list[threading.Thread] = []
@@ -414,7 +414,7 @@ class TestLateResults:
             ("backup", Outcome.SUCCEEDED),
         ]
         assert service.call() == "in time"
-        assert service.state is State.OPEN  # the success in between did not reset the count
+        assert service.state is State.OPEN  # the late success did not reset the count
         never.over.set()
 
     @each_way
@@ -437,7 +437,7 @@ class TestLateResults:
     @each_stream
     @pytest.mark.parametrize("end", ["late", refuse])
     def test_closed_once(self, way: Way, hang: Hang, end: str | Callable[[], NoReturn]) -> None:
-        """A stream or a session that comes too late is closed exactly once, if there is one."""
+        """A stream or a session that is returned too late is closed exactly once."""
         released = Freed()
         service = Service(way, [hang, end], attempt_timeout=SHORT)
         service.add("backup", ["in time"])
@@ -447,7 +447,7 @@ class TestLateResults:
         hang.over.set()
         assert released.wait(TIMEOUT)
 
-        assert before == 0 or not hang.entered.is_set()  # or it hung even before that
+        assert before == 0 or not hang.entered.is_set()  # or it hung before that
         assert set(service.closings()) <= {1}
         if end == "late":
             assert service.closings() == [1]
@@ -500,7 +500,7 @@ class TestLateResults:
         assert late.closers[0] is not threading.current_thread()
 
     def test_opened_too_late(self, hang: Hang) -> None:
-        """A stream that is opened too late is closed without being asked for an item."""
+        """No item is read from a stream that is opened too late; it is closed."""
         asked: list[bool] = []
         late, released = LateStream(lambda: asked.append(True)), Freed()
 
@@ -580,7 +580,7 @@ class TestTheBreaker:
 
     @each_way
     def test_it_counts_whatever_the_types(self, way: Way, hang: Hang) -> None:
-        """A timeout counts and fails over, whichever types the settings name."""
+        """A timeout counts and fails over, whichever types the settings contain."""
         config = FallbackConfig(
             circuit_breaker=CircuitBreakerConfig(max_failures=1, failure_on=(KeyError,)),
             fallback_on=KeyError,
@@ -736,7 +736,7 @@ class TestManyCalls:
         assert len(set(threading.enumerate()) - before) <= 65
 
     def test_at_the_same_time(self, hang: Hang, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Calls that start at the same time may be more than 64; after them no other starts."""
+        """More than 64 calls may start at the same time; while they hang, no other call starts."""
         callers, is_held = 70, True
         monkeypatch.setattr(
             "resilience._failover.attempts.monotonic", lambda: 0.0 if is_held else monotonic()
@@ -769,11 +769,11 @@ class TestManyCalls:
 
 
 class TestTheCallersContext:
-    """What belongs to the caller, and how long."""
+    """Context variables, interruptions, tracebacks and requests of the caller."""
 
     @each_way
     def test_context_variables_reach_the_provider(self, way: Way) -> None:
-        """A provider sees the caller's context variables, and what it sets is its own."""
+        """A provider reads the caller's context variables; the caller does not get its changes."""
         variable: ContextVar[str] = ContextVar("variable", default="default")
         seen: list[tuple[str, threading.Thread]] = []
 
@@ -798,7 +798,7 @@ class TestTheCallersContext:
     def test_an_interruption_of_the_waiting_caller(
         self, way: Way, hang: Hang, interrupter: Interrupter
     ) -> None:
-        """It is raised at once, and the attempt has neither succeeded nor failed."""
+        """An interruption is raised at once, and the attempt has neither succeeded nor failed."""
         recorder = settings(LIMIT, max_failures=1)
         interrupted: Step = [interrupter, hang, "late"]
         service = Service(
@@ -844,7 +844,7 @@ class TestTheCallersContext:
         assert traceback.extract_tb(error.__traceback__)[-1].name == "refuse"
 
     def test_an_error_that_does_not_fail_over_keeps_its_traceback(self) -> None:
-        """The traceback of an error that is raised to the caller leads from call to provider."""
+        """The traceback of an error that is raised to the caller includes the provider."""
         config = FallbackConfig(fallback_on=KeyError, attempt_timeout=LIMIT)
 
         with pytest.raises(ConnectionError) as caught:
@@ -903,7 +903,7 @@ class TestSpeech:
     """The time in which a synthesiser waits for the text is not part of its limit."""
 
     def test_a_hung_synthesiser_that_reads_again(self) -> None:
-        """A synthesiser that reads on after it was abandoned takes nothing from the next one."""
+        """A synthesiser that reads after it was abandoned takes no text from the next one."""
         words = [f"{number} " for number in range(10)]
 
         def speak() -> tuple[str, list[list[str]]]:
@@ -919,7 +919,7 @@ class TestSpeech:
 
         results = [speak()]
         while results[-1][1] != [words[:3]] and len(results) < TRIES:
-            results.append(speak())  # it was abandoned even before it could hang
+            results.append(speak())  # it was abandoned before it could hang
 
         assert {audio for audio, _ in results} == {"".join(words)}
         assert results[-1][1] == [words[:3]]
@@ -933,7 +933,7 @@ class TestSpeech:
         def text() -> Iterator[str]:
             watched.advance(2 * LIMIT)
             yield "One "
-            if script:  # else the caller has the first audio, and does not wait
+            if script:  # otherwise the caller has the first audio, and does not wait
                 watched.advance(2 * LIMIT)
             yield "two."
 
@@ -944,7 +944,7 @@ class TestSpeech:
     def test_a_synthesiser_that_hangs_after_a_slow_text(
         self, watched: WatchedClock, hang: Hang
     ) -> None:
-        """The time after a slow text is part of the limit again."""
+        """The time after the wait for a slow text is part of the limit."""
 
         def text() -> Iterator[str]:
             yield "One "
@@ -982,7 +982,7 @@ class TestSpeech:
     def test_waiting_before_the_first_item_is_awaited(
         self, watched: WatchedClock, hang: Hang
     ) -> None:
-        """What a provider's own thread has waited before the first `next()` does not count."""
+        """The time for which a provider's own thread waits before the first `next()` is ignored."""
         is_asked, arrives, is_read = threading.Event(), threading.Event(), threading.Event()
 
         def text() -> Iterator[str]:
@@ -1033,7 +1033,7 @@ class TestSpeech:
         assert isinstance(caught.value.failures["second"], AttemptTimeoutError)
 
     def test_a_hung_synthesiser_that_reads_ahead(self, watched: WatchedClock) -> None:
-        """It is abandoned, although its own thread waits for more of the text."""
+        """A synthesiser is abandoned although its own thread waits for more of the text."""
         waits_again, over = threading.Event(), threading.Event()
 
         def text() -> Iterator[str]:

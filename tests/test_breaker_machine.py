@@ -40,10 +40,10 @@ RESET_TIMEOUT = 10
 
 
 class CountedError(Exception):
-    """A failure that counts, and may ask for a delay."""
+    """A failure that counts, and may request a delay."""
 
     def __init__(self, wait: float | None = None) -> None:
-        """Fail, and ask for so many seconds."""
+        """Fail, and request a delay in seconds."""
         super().__init__(wait)
         self.wait = wait
 
@@ -94,7 +94,7 @@ class Forced(AbstractContextManager[None]):
 
 
 class BreakerMachine(RuleBasedStateMachine):
-    """Calls overlap, and end in any order, or never."""
+    """Calls that overlap, and end in any order, or never."""
 
     calls = Bundle("calls")
 
@@ -181,7 +181,7 @@ class BreakerMachine(RuleBasedStateMachine):
 
     @rule(waits=st.lists(st.none() | WAITS, min_size=2, max_size=3))
     def overload(self, waits: list[float | None]) -> None:
-        """Have calls that run at the same time all fail; each may ask for another delay."""
+        """Let calls that run at the same time all fail; each may request another delay."""
         calls = [self.admit() for _ in waits]
         for call, wait in zip(calls, waits, strict=True):
             if isinstance(call, Call):
@@ -189,14 +189,14 @@ class BreakerMachine(RuleBasedStateMachine):
 
     @rule(failures=st.integers(1, 3))
     def outage(self, failures: int) -> None:
-        """Fail so many times in a row, and let the time pass after which probes are admitted."""
+        """Fail a number of times in a row, and advance the time until probes are admitted."""
         for _ in range(failures):
             self.execute(CountedError())
         self.advance(RESET_TIMEOUT)
 
     @rule(seconds=st.sampled_from([1, 5, RESET_TIMEOUT - 1, RESET_TIMEOUT, RESET_TIMEOUT, 25]))
     def advance(self, seconds: int) -> None:
-        """Let time pass."""
+        """Advance the time."""
         self.clock.advance(seconds)
 
     @rule()
@@ -213,7 +213,7 @@ class BreakerMachine(RuleBasedStateMachine):
 
     @invariant()
     def same_state(self) -> None:
-        """A reader sees the same state of both."""
+        """`state` is the same for both."""
         assert str(self.breaker.state) == self.oracle.visible_state(self.clock())
 
     @invariant()
@@ -249,7 +249,7 @@ class BreakerMachine(RuleBasedStateMachine):
     @override
     def teardown(self) -> None:
         """After a reset a call succeeds, whatever is still under way."""
-        if hasattr(self, "breaker"):  # else the run has ended before it began
+        if hasattr(self, "breaker"):  # otherwise the run has ended before it began
             self.reset()
             assert self.breaker.execute(str) == ""
 

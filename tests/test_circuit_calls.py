@@ -50,7 +50,7 @@ class TestExecute:
 
     @pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt(), StopIteration(3)])
     def test_error(self, breaker: CircuitBreaker, error: BaseException) -> None:
-        """What fn raises is raised to the caller as it is."""
+        """An exception of fn is raised to the caller unchanged."""
 
         def call() -> None:
             raise error
@@ -79,7 +79,7 @@ class TestExecute:
 
         with pytest.raises(TypeError, match=r"fn .*\.call must be synchronous"):
             _ = breaker.execute(call)
-        gc.collect()  # a coroutine that was never closed would warn here
+        gc.collect()  # a coroutine that was not closed would cause a warning here
 
     def test_coroutine_counts_neither_way(
         self, breaker: CircuitBreaker, clock: ManualClock
@@ -136,7 +136,7 @@ class TestGuard:
 
     @pytest.mark.parametrize("error", [ValueError("no"), StopIteration(1), GeneratorExit()])
     def test_error(self, breaker: CircuitBreaker, error: BaseException) -> None:
-        """What the body raises leaves the `with` statement as it is."""
+        """An exception of the body is raised unchanged by the `with` statement."""
         with pytest.raises(type(error)) as raised, breaker.guard():
             raise error
 
@@ -299,11 +299,11 @@ class TestGeneratorFunction:
     """Decorating a generator function guards the whole iteration."""
 
     def test_items_and_result(self, breaker: CircuitBreaker) -> None:
-        """Items, what is sent, and the result are those of the function, and so is its name."""
+        """Items, sent values, the result and the name are those of the function."""
 
         @breaker
         def echo(first: str) -> Generator[str, str, int]:
-            """Echo what is sent."""
+            """Yield each value that was sent."""
             sent = yield first
             sent = yield sent.upper()
             return len(sent)
@@ -316,7 +316,7 @@ class TestGeneratorFunction:
         assert items == ["hello", "A"]
         assert ended.value.value == 4
         assert inspect.isgeneratorfunction(echo)
-        assert (echo.__name__, echo.__doc__) == ("echo", "Echo what is sent.")
+        assert (echo.__name__, echo.__doc__) == ("echo", "Yield each value that was sent.")
 
     def test_admitted_at_first_next(self, breaker: CircuitBreaker) -> None:
         """The call is admitted at the first `next()`."""
@@ -368,7 +368,7 @@ class TestGeneratorFunction:
         assert breaker.state is State.CLOSED
 
     def test_closed_early(self, breaker: CircuitBreaker, clock: ManualClock) -> None:
-        """An iteration that is left after an item has succeeded, and is closed."""
+        """An iteration that is ended early, after an item, has succeeded, and is closed."""
         closed: list[int] = []
         states: list[State] = []
 

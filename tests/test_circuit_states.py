@@ -1,4 +1,4 @@
-"""States of a circuit breaker: what opens it, for how long, and what closes it."""
+"""States of a circuit breaker: when it opens, for how long, and when it closes."""
 
 import contextlib
 import logging
@@ -99,7 +99,7 @@ class TestStates:
     def test_open_for_reset_timeout(
         self, breaker: CircuitBreaker, clock: ManualClock, changes: list[StateChange]
     ) -> None:
-        """After `reset_timeout` the state reads half-open; only the next call makes the change."""
+        """After `reset_timeout` the state is half-open; only the next call makes the change."""
         trip(breaker)
         clock.advance(RESET_TIMEOUT - 0.25)
         before = breaker.state, rejection(breaker).retry_after
@@ -140,7 +140,7 @@ class TestStates:
     def test_successful_probes_keep_their_slots(
         self, breaker: CircuitBreaker, clock: ManualClock
     ) -> None:
-        """Probes that succeeded are among the `half_open_max` that are admitted."""
+        """Probes that succeeded are included in the `half_open_max` that are admitted."""
         trip(breaker)
         clock.advance(RESET_TIMEOUT)
 
@@ -218,7 +218,7 @@ class TestReason:
     """`CircuitOpenError.reason`: the failure that opened the breaker."""
 
     def test_failure(self, breaker: CircuitBreaker) -> None:
-        """It is type and message of the last failure, as text, and is part of the message."""
+        """The reason is type and message of the last failure, as text, and part of the message."""
         fail(breaker, ConnectionError("first"))
         fail(breaker, TimeoutError("second"))
 
@@ -230,7 +230,7 @@ class TestReason:
         )
 
     def test_probes(self, breaker: CircuitBreaker, clock: ManualClock) -> None:
-        """It is kept while probes are under way, and replaced when one of them fails."""
+        """The reason is kept while probes are under way, and replaced when one of them fails."""
         trip(breaker)
         clock.advance(RESET_TIMEOUT)
         with breaker.guard(), breaker.guard():
@@ -244,14 +244,14 @@ class TestReason:
         assert rejection(breaker).reason == "OSError: again"
 
     def test_operator(self, breaker: CircuitBreaker) -> None:
-        """An isolated breaker has none, even if it was open before."""
+        """An isolated breaker has no reason, even if it was open before."""
         trip(breaker)
         breaker.isolate()
 
         assert rejection(breaker).reason is None
 
     def test_unreadable(self, breaker: CircuitBreaker) -> None:
-        """An error whose text cannot be read is named by its type."""
+        """An error whose text cannot be read is shown by its type."""
 
         class UnreadableError(Exception):
             def __str__(self) -> str:
@@ -301,7 +301,7 @@ class TestReset:
         assert breaker.state is State.CLOSED
 
     def test_count(self, breaker: CircuitBreaker, changes: list[StateChange]) -> None:
-        """A closed breaker forgets its failures, and reports no change."""
+        """The failures of a closed breaker are cleared, and no change is reported."""
         fail(breaker)
 
         breaker.reset()
@@ -315,7 +315,7 @@ class TestIsolate:
     """`isolate()` holds the breaker open until `reset()`."""
 
     def test_time_does_not_end_it(self, breaker: CircuitBreaker, clock: ManualClock) -> None:
-        """An isolated breaker stays open however much time passes."""
+        """An isolated breaker stays open for any time."""
         breaker.isolate()
         clock.advance(1e15)
 
@@ -343,7 +343,7 @@ class TestIsolate:
     def test_already_open(
         self, breaker: CircuitBreaker, clock: ManualClock, changes: list[StateChange]
     ) -> None:
-        """A breaker that is open, or due for a probe, is held open without an event."""
+        """A breaker that is open, or would admit a probe, is held open without an event."""
         trip(breaker)
         clock.advance(RESET_TIMEOUT)
 
@@ -411,7 +411,7 @@ class TestRetryAfter:
     def test_none(
         self, clock: ManualClock, caplog: pytest.LogCaptureFixture, *, answer: bool | None
     ) -> None:
-        """None and bools, which are no numbers, change nothing."""
+        """None and bools change nothing."""
         breaker = with_hook(clock, lambda _: answer)
         states = []
 
@@ -457,7 +457,7 @@ class TestRetryAfter:
     def test_no_number(
         self, clock: ManualClock, caplog: pytest.LogCaptureFixture, answer: float
     ) -> None:
-        """A result that is no number is logged and treated as None."""
+        """A result that is not a number is logged and treated as None."""
         breaker = with_hook(clock, lambda _: answer)
 
         fail(breaker)
@@ -478,7 +478,7 @@ class TestLateDelay:
 
     @pytest.mark.parametrize(("delay", "wait"), [(60.0, 60.0), (9.0, 9.0), (5.0, 8.0), (-1, 8.0)])
     def test_counted(self, clock: ManualClock, delay: float, wait: float) -> None:
-        """It makes the period longer, never shorter, and keeps its reason."""
+        """A late delay makes the period longer, never shorter, and keeps its reason."""
         breaker = CircuitBreaker(replace(self.config, clock=clock))
         late = breaker.guard()
         late.__enter__()
@@ -542,7 +542,7 @@ class TestLateResults:
         since: str,
         result: BaseException | None,
     ) -> None:
-        """A breaker behaves the same after a late result as without it."""
+        """A late result does not change the behaviour of a breaker."""
         for first in (succeed, fail):
             one, other = Life(admitted, since), Life(admitted, since)
 
@@ -553,7 +553,7 @@ class TestLateResults:
 
     @pytest.mark.parametrize("admitted", ["closed", "half-open"])
     def test_longer_delay(self, admitted: str) -> None:
-        """A longer delay that a late failure brings lengthens the present open period."""
+        """A late failure with a longer delay lengthens the present open period."""
         life = Life(admitted, "opened")
         changes = len(life.changes)
 
@@ -663,7 +663,7 @@ class TestTime:
         ],
     )
     def test_reads(self, clock: ManualClock, state: str, action: str, reads: int) -> None:
-        """An admission, a rejection, a failure and a look at the state read it at most once."""
+        """An admission, a rejection, a failure and `state` read the clock at most once."""
         times: list[float] = []
 
         def read() -> float:
@@ -758,7 +758,7 @@ class TestTime:
 
 
 def _act(breaker: CircuitBreaker, action: str) -> None:
-    """Do one thing with a breaker."""
+    """Use a breaker in one way."""
     with contextlib.suppress(CircuitOpenError, ConnectionError, ValueError):
         if action == "state":
             assert breaker.state in State

@@ -61,7 +61,7 @@ class TimeUpError(Exception):
 
 
 class PanicError(BaseException):
-    """What an extension module raises when it panics."""
+    """An exception that an extension module raises when it panics."""
 
 
 class KilledError(BaseException):
@@ -134,7 +134,7 @@ class TestFailureOn:
         "error", [KeyboardInterrupt(), SystemExit(), GeneratorExit(), BaseException()], ids=repr
     )
     def test_predicates_are_for_exceptions(self, error: BaseException) -> None:
-        """A predicate is not called for what is no `Exception`, which does not count."""
+        """For an exception outside `Exception` no predicate is called, and it does not count."""
         called: list[Exception] = []
 
         def counts(error: Exception) -> bool:
@@ -150,7 +150,7 @@ class TestFailureOn:
 
     @pytest.mark.parametrize("failure_on", [Exception, (Exception, PanicError), PanicError])
     def test_base_exceptions(self, failure_on: FailureOn) -> None:
-        """An exception that is no `Exception` counts if its own type is named."""
+        """An exception outside `Exception` counts if its own type is named."""
         breaker = with_filter(failure_on)
 
         fail(breaker, PanicError())
@@ -169,7 +169,7 @@ class TestFailureOn:
         breaker = with_filter(predicate)
 
         fail(breaker)
-        gc.collect()  # a coroutine that was never closed would warn here
+        gc.collect()  # a coroutine that was not closed would cause a warning here
 
         assert breaker.state is State.OPEN
         assert caplog.records[0].getMessage().startswith(f"failure_on raised {error} at ")
@@ -177,7 +177,7 @@ class TestFailureOn:
 
     @pytest.mark.parametrize("error", [AttemptTimeoutError("model", 1.0), EmptyStreamError()])
     def test_own_errors(self, error: Exception) -> None:
-        """Types always include the library's own errors for a silent provider."""
+        """Types always include the library's own errors for a provider that returns nothing."""
         breaker = with_filter(ConnectionError)
 
         fail(breaker, error)
@@ -204,7 +204,7 @@ class TestFailureOn:
 
 
 class TestFallbackOn:
-    """`failure_on` decides what counts, and `fallback_on` what fails over."""
+    """`failure_on` decides which exceptions count, and `fallback_on` which fail over."""
 
     @pytest.mark.parametrize(
         ("error", "fails_over", "state"),
@@ -231,7 +231,7 @@ class TestFallbackOn:
         fails_over: bool,
         state: State,
     ) -> None:
-        """The two settings are independent; what does not fail over is raised as it is, at once."""
+        """The settings are independent; an exception that does not fail over is raised at once."""
         recorder = Recorder(
             breaker={"failure_on": ConnectionError},
             fallback_on=(ConnectionError, ContextTooLongError),
@@ -266,11 +266,11 @@ class TestFallbackOn:
         group.add_fallback("1", lambda: "backup")
 
         assert group.execute(lambda provider: provider()) == "backup"
-        gc.collect()  # a coroutine that was never closed would warn here
+        gc.collect()  # a coroutine that was not closed would cause a warning here
         assert f"fallback_on raised {error}" in caplog.text
 
     def test_broken_type(self, caplog: pytest.LogCaptureFixture) -> None:
-        """If `isinstance` raises for a type, that is logged, and the exception counts."""
+        """If `isinstance` raises for a type, that is logged, and the original exception counts."""
 
         class Broken(type):
             def __instancecheck__(cls, instance: object) -> bool:
@@ -327,7 +327,7 @@ def lazily(error: BaseException, *items: str) -> Callable[[object], Iterator[str
 
 
 class TestInterruptOn:
-    """What `interrupt_on` names is raised to the caller at once, and never counts."""
+    """A type in `interrupt_on` is raised to the caller at once, and never counts."""
 
     @each_kind
     @each_limit
@@ -338,7 +338,7 @@ class TestInterruptOn:
         error: BaseException,
         limit: float | None,
     ) -> None:
-        """It is cancelled in calls, streams, sessions and texts."""
+        """Calls, streams, sessions and texts that it interrupts are cancelled."""
         recorder = Recorder(
             interrupt_on=(TimeUpError, PanicError, KilledError),
             fallback_on=(Exception, PanicError),
@@ -369,7 +369,7 @@ class TestInterruptOn:
         "hook", ["fallback_on", "failure_on", "retry_after", "on_state_change"]
     )
     def test_in_a_hook(self, hook: str, caplog: pytest.LogCaptureFixture) -> None:
-        """An interruption that strikes in a hook is raised, and neither logged nor counted."""
+        """An interruption in a hook is raised, and neither logged nor counted."""
 
         def strike(_: object) -> NoReturn:
             raise TimeUpError
@@ -397,10 +397,10 @@ class TestInterruptOn:
 
 
 class TestBaseExceptions:
-    """What is no `Exception` counts and fails over only if its type is named."""
+    """An exception outside `Exception` counts and fails over only if its type is named."""
 
     def test_named_in_a_session(self) -> None:
-        """A session whose transcripts raise it has failed, also if it is closed afterwards."""
+        """A session whose transcripts raise such a type has failed, also if it is closed later."""
         recorder = Recorder(breaker={"failure_on": PanicError})
         provider = FakeSTT(FakeSession("one", raising(PanicError())))
         session = STTFallback(provider, "0", recorder.config).start_stream(stt.StreamConfig())
@@ -431,7 +431,7 @@ class TestBaseExceptions:
         assert group.breakers["0"].state is State.OPEN
 
     def test_not_named(self) -> None:
-        """No predicate is called for what is no `Exception`, and it is raised to the caller."""
+        """For an exception outside `Exception` no predicate is called; the caller gets it."""
         called: list[object] = []
         recorder = Recorder(
             fallback_on=called.append,
@@ -474,7 +474,7 @@ class TestBaseExceptions:
 
 
 class TestUnsupported:
-    """A provider that cannot serve a request is healthy: it never counts, and another is tried."""
+    """An unsupported request is not a failure: it never counts, and another provider is tried."""
 
     @pytest.mark.parametrize(
         "error",
@@ -511,7 +511,7 @@ class TestUnsupported:
         assert group.breakers["0"].state is State.CLOSED
 
     def test_inside_a_group(self) -> None:
-        """A group none of whose providers supports a request does not count, either."""
+        """A group none of whose providers supports a request does not count."""
         recorder = Recorder()
         inner = FallbackGroup(FakeLLM(UnsupportedRequestError("no pictures")), "first")
         inner.add_fallback("open", FakeLLM())
@@ -625,7 +625,7 @@ CALLS: dict[str, tuple[type, Any, Callable[[Any], object]]] = {
 
 
 class TestWrongResults:
-    """A result that is not what the contract says is a failure of that attempt."""
+    """A result that violates the contract is a failure of that attempt."""
 
     @each_limit
     @pytest.mark.parametrize("method", CALLS)
@@ -662,7 +662,7 @@ class TestWrongResults:
 
         with pytest.raises(AllFailedError) as caught:
             _ = group.execute(lambda provider: provider())
-        gc.collect()  # a coroutine that was never closed would warn here
+        gc.collect()  # a coroutine that was not closed would cause a warning here
 
         problem = "must be synchronous, but returned a coroutine"
         assert [repr(error) for error in caught.value.failures.values()] == [
@@ -708,7 +708,7 @@ class TestNoThread:
         assert caplog.records == []
 
     def test_the_next_provider_is_not_tried(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """No other provider is tried, which would need a thread, too."""
+        """No other provider is tried, because it would need a thread too."""
         monkeypatch.setattr(threading.Thread, "start", raising(RuntimeError("no thread")))
         group = FallbackGroup("a", "a", FallbackConfig(attempt_timeout=LIMIT))
         group.add_fallback("b", "b", attempt_timeout=0)
@@ -718,7 +718,7 @@ class TestNoThread:
 
 
 class TestRecording:
-    """What is raised while a success is recorded is not a failure of the provider."""
+    """An exception that is raised while a success is recorded is not a failure."""
 
     @pytest.mark.parametrize("reports", [True, False])
     @pytest.mark.parametrize("limit", [None, LIMIT])

@@ -1,7 +1,7 @@
-"""What the library iterates over is advanced and closed in one context to its end.
+"""Every iterable is advanced and closed by the library in one context.
 
-Each iterable here sets a context variable at its beginning and resets it at its end, as tracers do.
-That raises in any other context.
+The iterables of these tests set a context variable at their beginning and reset it at their end, as
+tracers do. A reset raises in any other context.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -139,7 +139,7 @@ def speak_in_thread(text: Iterable[str]) -> Iterator[bytes]:
     "backup", [FakeTTS(), Synthesiser(speak_in_thread)], ids=["same thread", "own thread"]
 )
 def test_a_text_after_failover(limit: float | None, backup: tts.Provider) -> None:
-    """A text keeps its context if one provider begins to read it and another one goes on."""
+    """A text keeps its context if one provider begins to read it and another one continues."""
     text = Traced("One ", "two ", "three.")
     failing = FakeTTS([ReadText(2), ConnectionError()])
     speaker = TTSFallback(failing, "primary", attempt_timeout=limit)
@@ -166,7 +166,7 @@ def test_a_text_after_failover(limit: float | None, backup: tts.Provider) -> Non
 def test_a_text_that_is_not_read_to_its_end(
     limit: float | None, end: Callable[[object], object]
 ) -> None:
-    """A text whose synthesis is closed is dropped, and so closed, in its own context."""
+    """The text of a closed synthesis is closed in its own context."""
     text = Traced("One ", "two ", "three.")
     speaker = TTSFallback(FakeTTS(), "speaker", attempt_timeout=limit)
 
@@ -221,7 +221,7 @@ def test_a_session(limit: float | None, close: Callable[[object], object]) -> No
 
 @each_limit
 def test_transcripts(limit: float | None) -> None:
-    """Transcripts keep their context if one thread begins to read them and another one goes on."""
+    """Transcripts keep their context if one thread begins to read and another one continues."""
     session, handle = start_traced(limit)
     words: list[str] = []
 
@@ -271,7 +271,7 @@ def test_transcripts_that_are_left_early(limit: float | None) -> None:
 
 @each_limit
 def test_the_text_sees_the_callers_variables(limit: float | None) -> None:
-    """A text sees the variables as they were when its synthesis was requested."""
+    """A text reads the variables of the context in which its synthesis was requested."""
     speaker = TTSFallback(FakeTTS(), "speaker", attempt_timeout=limit)
     token = VARIABLE.set("at the call")
 

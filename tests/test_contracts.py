@@ -170,13 +170,13 @@ def test_a_value_survives_copying(value: object) -> None:
 
 @pytest.mark.parametrize("value", VALUES, ids=name_of)
 def test_a_value_can_be_a_key(value: object) -> None:
-    """A value is hashable, also one with a JSON schema or with `extra`."""
+    """A value is hashable, even with a JSON schema or `extra`."""
     assert {value: 1}[copy.deepcopy(value)] == 1
 
 
 @pytest.mark.parametrize("value", VALUES, ids=name_of)
 def test_a_value_needs_what_has_no_default(value: object) -> None:
-    """A value cannot be made without a field that has no default."""
+    """A value cannot be made without its required fields."""
     class_: type[object] = type(value)
     assert is_dataclass(value)
     needed = [
@@ -266,7 +266,7 @@ def test_the_data_of_media_are_not_shown() -> None:
 
 
 def test_an_answer_can_be_appended_to_the_next_request() -> None:
-    """The message of an answer has all that its vendor must see again."""
+    """The message of an answer has all data that its vendor must get back."""
     answer = llm.CompletionResponse(
         content="Let me look.",
         tool_calls=(CALL,),
@@ -285,7 +285,7 @@ def test_an_answer_can_be_appended_to_the_next_request() -> None:
 
 
 def test_a_refusal_is_the_content_of_its_message() -> None:
-    """The next model reads what was refused; the content comes first, if there is both."""
+    """The refusal is the content of the message, unless the answer has content."""
     refused = llm.CompletionResponse(refusal="I cannot help.")
 
     assert refused.message == llm.Message(role="assistant", content="I cannot help.")
@@ -331,7 +331,7 @@ def test_the_window_error_survives() -> None:
     ids=["content", "tool_calls", "reasoning", "refusal", "finish_reason", "usage"],
 )
 def test_a_chunk_with_something_in_it_commits(chunk: llm.Chunk) -> None:
-    """A stream begins with the first chunk that has any of these."""
+    """A chunk with any of these fields commits to its provider."""
     model = LLMFallback(FakeLLM([llm.Chunk(), chunk, llm.Chunk()]), "north")
 
     stream = model.stream_completion(llm.CompletionRequest(messages=()))
@@ -502,7 +502,7 @@ class Client:
 def test_an_adapter_checks_its_providers(
     adapter: Callable[[object, str], Any], provider: Callable[[], object], methods: str
 ) -> None:
-    """A provider without the methods that serve is refused, and named with them."""
+    """A provider without the main methods is refused; the error names its class and the methods."""
     with pytest.raises(TypeError, match=rf"primary must have {methods}, got Client\(\)"):
         adapter(Client(), "client")
 
@@ -598,5 +598,5 @@ def test_every_method_is_described(protocol: type[object], name: str) -> None:
     ids=["LLM", "STT", "TTS"],
 )
 def test_an_adapter_shows_its_breakers(adapter: object, text: str) -> None:
-    """Its `repr` has the state of each provider."""
+    """The `repr` of an adapter has the state of each provider."""
     assert repr(adapter) == text

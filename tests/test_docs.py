@@ -1,6 +1,6 @@
 """Every Python block in the README and the docs runs, and prints the text below it.
 
-Blocks that need a vendor's key run too: the vendors' clients are given a server on this machine.
+Blocks that need a vendor's key run too: the vendors' clients use a server on this machine.
 """
 
 import ast
@@ -36,7 +36,7 @@ def name_of(page: Path) -> str:
 
 @pytest.fixture
 def _vendors(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Let the clients of two vendors find a server of this machine, and believe to have keys."""
+    """Set the URL of a server on this machine, and keys, for the clients of two vendors."""
     with stand_in() as server:
         for name, value in server.environment.items():
             monkeypatch.setenv(name, value)
@@ -133,7 +133,7 @@ def test_readme_is_short() -> None:
 
 
 def run(program: list[str], folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run a program, and return all that it prints, errors included, in its order."""
+    """Run a program, and return its output and its errors, in their order."""
     return subprocess.run(  # noqa: S603
         program,
         cwd=folder,
@@ -147,7 +147,7 @@ def run(program: list[str], folder: Path, **environment: str) -> subprocess.Comp
 
 
 def test_readme_shows_all_that_its_sample_prints(tmp_path: Path) -> None:
-    """The sample with fakes prints what stands below it, log lines included, and nothing else."""
+    """The sample with fakes prints the text below it, including log lines, and nothing else."""
     text = README.read_text(encoding="utf-8")
     ((code, shown),) = re.findall(
         r"^```python\n([^`]*)^```\n\n^```console\n([^`]*)^```$", text, re.MULTILINE
@@ -160,7 +160,7 @@ def test_readme_shows_all_that_its_sample_prints(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.name == "nt", reason="the command is one of a POSIX shell")
 class TestFirstCommand:
-    """The commands of the README with which a newcomer begins."""
+    """The first commands of the README."""
 
     lines = re.findall(
         r"^```sh\n([^`]*outage.py)\n```$", README.read_text(encoding="utf-8"), re.MULTILINE
@@ -176,7 +176,7 @@ class TestFirstCommand:
         return f"{python.parent}{os.pathsep}{os.defpath}"
 
     def test_says_what_is_needed(self, tmp_path: Path) -> None:
-        """Without `venv` they fail with a sentence that names what is needed."""
+        """Without `venv` they fail with a sentence that names the missing package."""
         path = self.pretend(tmp_path, "exit 1")
 
         done = run(["/bin/sh", "-c", *self.lines], tmp_path, PATH=path)
@@ -188,7 +188,7 @@ class TestFirstCommand:
         assert "apt install python3-venv" in last
 
     def test_shows_what_it_does_before_it_begins(self, tmp_path: Path) -> None:
-        """They print what they do, install the library, and run the example."""
+        """They print a description, install the library, and run the example."""
         made = """echo "made $*"
 mkdir -p .venv/bin
 printf '#!/bin/sh\\necho pip "$@"\\n' > .venv/bin/pip

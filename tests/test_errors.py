@@ -19,7 +19,7 @@ class NotAnErrorError(Exception):
     """An exception that is unpickled as a string, and has no representation."""
 
     def __reduce__(self) -> tuple[type[str], tuple[str]]:
-        """Become a string."""
+        """Make the pickle a string."""
         return str, ("changed",)
 
     def __repr__(self) -> str:
@@ -111,7 +111,7 @@ def test_the_cause_survives_too() -> None:
 
 @pytest.mark.parametrize("failure", ["unreadable", "no error"])
 def test_failures_that_do_not_pickle(failure: str) -> None:
-    """A pickle has their type and text instead; a copy in the same process keeps them."""
+    """A pickle has their type and text instead; a copy in the same process has the exceptions."""
     odd = UnreadableError(needed=1) if failure == "unreadable" else NotAnErrorError()
     error = AllFailedError({"a": odd})
 
@@ -124,7 +124,7 @@ def test_failures_that_do_not_pickle(failure: str) -> None:
 
 
 def test_failures_are_read_only() -> None:
-    """They cannot be changed, and are copied from the mapping that was given."""
+    """`failures` cannot be changed, and is a copy of the argument."""
     failures: dict[str, Exception] = {"a": ValueError()}
     error = AllFailedError(failures)
 

@@ -1,4 +1,4 @@
-"""Delivery of events: in order, one at a time, outside the lock, whichever thread causes them.
+"""Events are delivered in order, one at a time, outside the lock, whichever thread causes them.
 
 The last tests add events at places where only a garbage collection or a signal can add them.
 """
@@ -28,7 +28,7 @@ CONFIG = CircuitBreakerConfig(max_failures=2, reset_timeout=RESET_TIMEOUT, half_
 
 
 class TestListener:
-    """A listener gets each change in order, one at a time, outside the lock."""
+    """A listener is called for each change in order, one at a time, outside the lock."""
 
     def test_from_many_threads(self) -> None:
         """Changes by many threads are reported in order, and one at a time."""
@@ -148,7 +148,7 @@ class TestListener:
         assert breaker.state is State.OPEN
 
     def test_listener_is_interrupted(self) -> None:
-        """Changes during and after a listener that is interrupted are reported all the same."""
+        """Changes during and after a listener that is interrupted are still reported."""
         states: list[State] = []
 
         def listen(change: StateChange) -> None:
@@ -290,7 +290,7 @@ def test_watchers_before_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_another_thread_is_faster() -> None:
-    """A thread that finds another one delivering, at the last moment, leaves its event to that."""
+    """If another thread begins to deliver at the last moment, it delivers this event too."""
     disturbed = Disturbed()
     another = -1
 

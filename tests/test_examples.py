@@ -1,4 +1,4 @@
-"""The examples show what they say, name what they need, and end well."""
+"""The examples print the described output, name missing parts, and end without an error."""
 
 import importlib
 import os
@@ -37,7 +37,7 @@ def run(
 
 @pytest.fixture
 def examples(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Import examples as each other do, and without packages that only one of them needs."""
+    """Import the examples, without the packages that only one of them needs."""
     monkeypatch.syspath_prepend(str(EXAMPLES))
     for name in ("outage", "voice_turn"):
         monkeypatch.delitem(sys.modules, name, raising=False)
@@ -57,7 +57,7 @@ class TestOutage:
     """`outage.py`."""
 
     def test_begins_with_what_will_be_seen_and_survives_head(self) -> None:
-        """Its output may be cut off, and begins with a description and the heads of the columns."""
+        """Its output may be cut off; it begins with a description and the heads of the columns."""
         command = [sys.executable, str(EXAMPLES / "outage.py")]
         with subprocess.Popen(  # noqa: S603
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -137,7 +137,7 @@ class TestChat:
         assert done.stdout.rindex("primary> ") > second
 
     def test_operators_commands(self) -> None:
-        """Breakers can be isolated and reset; when all are, the chat says so and goes on."""
+        """Breakers can be isolated and reset; if all are isolated, the chat continues."""
         commands = "/isolate primary", "one", "/isolate backup", "two", "/reset backup", "three"
 
         done = run("chat.py", "--local", text="\n".join(commands))
@@ -148,26 +148,26 @@ class TestChat:
         assert done.stdout.count("backup> This is backup") == 2
 
     def test_wrong_commands(self) -> None:
-        """A command that does not exist, or has the wrong name, is answered with what does."""
+        """After an unknown command or name, the chat prints the valid ones."""
         done = run("chat.py", text="/help\n/kill\n/kill openai\n")
 
         assert "[the commands are /kill, /start, /isolate, /reset, /state and /quit]" in done.stdout
         assert done.stdout.count("[/kill can be followed by: primary, backup]") == 2
 
     def test_says_which_key_is_missing(self) -> None:
-        """With one key it says which other one it needs, and uses its own servers."""
+        """With one key it prints which other one it needs, and uses its own servers."""
         done = run("chat.py", OPENAI_API_KEY="key")
 
         assert done.stdout.startswith("ANTHROPIC_API_KEY not set: two servers without a model")
 
 
 class TestVoiceTurn:
-    """`voice_turn.py`, as far as it needs nothing."""
+    """The parts of `voice_turn.py` that need no programs."""
 
     def test_names_all_that_is_missing(
         self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """What is missing is named at once, with the commands of the docstring."""
+        """All missing parts are named together, with the commands of the docstring."""
         monkeypatch.setattr(sys, "argv", ["voice_turn.py", "--play"])
         monkeypatch.setenv("PATH", "/nonexistent")
         monkeypatch.setitem(sys.modules, "pocketsphinx", None)
@@ -196,7 +196,7 @@ class TestVoiceTurn:
         monkeypatch: pytest.MonkeyPatch,
         tmp_path: Path,
     ) -> None:
-        """A player gets a WAV file; after one that fails it is silent, and says so once."""
+        """A player gets a WAV file; if it fails, that is printed once, and nothing else played."""
         player = tmp_path / "aplay"
         player.write_text(f'#!/bin/sh\n/bin/cp "$2" "{tmp_path}/played.wav"\nexit 1\n')
         player.chmod(0o755)

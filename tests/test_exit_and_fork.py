@@ -1,4 +1,4 @@
-"""Hanging calls keep neither the interpreter from ending nor a forked child from working."""
+"""With hanging calls the interpreter still ends, and a forked child still works."""
 
 import os
 import re
@@ -13,7 +13,7 @@ import resilience
 from builds import IS_EXPERIMENTAL
 
 LIMIT = 60.0
-"""Seconds after which a test has failed; a call that hangs in a child hangs for ever."""
+"""Time limit of a test in seconds; a call that hangs in a child hangs for ever."""
 
 PRELUDE = """
     import logging, os, sys, threading
@@ -36,7 +36,7 @@ needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 
 
 def finish(program: str) -> subprocess.CompletedProcess[str]:
-    """Run a program in an interpreter of its own, which must end within the limit."""
+    """Run a program in a new interpreter, which must end within the limit."""
     source = Path(resilience.__file__).parents[1]
     return subprocess.run(  # noqa: S603
         [sys.executable, "-c", textwrap.dedent(PRELUDE) + textwrap.dedent(program)],
@@ -64,7 +64,7 @@ def is_about_finalizers(stderr: str) -> bool:
 
 
 class TestExit:
-    """The interpreter ends at once, whatever its workers do."""
+    """The interpreter ends at once, whatever state its workers are in."""
 
     @pytest.mark.parametrize(
         "has_worker",
@@ -77,7 +77,7 @@ class TestExit:
         ],
     )
     def test_a_finalizer_that_makes_a_call(self, *, has_worker: bool) -> None:
-        """A call with a limit that is made as the interpreter ends does not wait for a thread."""
+        """A call with a limit while the interpreter ends does not wait for a thread."""
         said = run(f"""
             class Last:
                 def __init__(self):
@@ -97,7 +97,7 @@ class TestExit:
         assert said == "RuntimeError closed\n"
 
     def test_with_workers_that_hang(self) -> None:
-        """Calls that hang for ever do not keep the interpreter from ending, and print nothing."""
+        """With calls that hang for ever the interpreter ends, and prints nothing."""
         said = run("""
             hang = for_ever.wait
             model = LLMFallback(FakeLLM([hang, "late"]), "hung", short)
@@ -118,7 +118,7 @@ class TestExit:
         assert said == "True\n"
 
     def test_with_idle_workers_and_open_streams(self) -> None:
-        """Idle workers and unclosed streams and sessions do not keep it from ending."""
+        """With idle workers and unclosed streams and sessions the interpreter ends."""
         said = run("""
             model = LLMFallback(FakeLLM("in time, but unread"), "model", long)
             stream = model.stream_completion(request)
@@ -130,7 +130,7 @@ class TestExit:
         assert said == "in  One \n"
 
     def test_while_a_caller_waits(self) -> None:
-        """A daemonic thread that waits for a worker does not keep it from ending."""
+        """While a daemon thread waits for a worker the interpreter ends."""
         said = run("""
             entered = threading.Event()
             def hang(provider):
@@ -184,7 +184,7 @@ def run_forking(program: str) -> str:
 
 @needs_fork
 class TestFork:
-    """A child has none of its parent's threads, and makes its own."""
+    """A child has no threads of its parent, and starts its own."""
 
     def test_with_idle_workers(self) -> None:
         """A child whose parent has idle workers makes calls with workers of its own."""
@@ -202,7 +202,7 @@ class TestFork:
         assert said == "in time\n" * 10
 
     def test_with_several_idle_workers(self) -> None:
-        """A child of a child makes calls, too, however many idle workers their parents have."""
+        """A child of a child makes calls too, with any number of idle workers in their parents."""
         said = run_forking("""
             group = FallbackGroup("provider", "name", long)
             barrier = threading.Barrier(8)
@@ -249,7 +249,7 @@ class TestFork:
         assert said == "True\nFalse\nTrue\n"
 
     def test_while_a_call_is_under_way(self) -> None:
-        """A child that is forked while a call is under way works, and the call goes on."""
+        """A child that is forked while a call is under way works, and the call continues."""
         said = run_forking("""
             entered, over = threading.Event(), threading.Event()
             def wait(provider):
@@ -269,7 +269,7 @@ class TestFork:
         assert said == "provider\nTrue\n"
 
     def test_from_within_a_worker(self) -> None:
-        """A provider that forks has a child that can make calls."""
+        """A child that is forked by a provider can make calls."""
         said = run_forking("""
             group = FallbackGroup("provider", "name", long)
             def answer():
@@ -298,7 +298,7 @@ class TestFork:
 
     @pytest.mark.skipif(IS_EXPERIMENTAL, reason="objects stay locked in a child")
     def test_while_threads_change_a_breaker(self) -> None:
-        """No child waits for a lock that its parent held, and its listener is called."""
+        """A child does not wait for a lock that its parent held, and its listener is called."""
         said = run_forking("""
             import random
             from resilience import CircuitBreaker, CircuitOpenError
@@ -346,7 +346,7 @@ class TestFork:
         assert said == "ok\n"
 
     def test_in_a_listener(self) -> None:
-        """In the child of a listener that forks, later changes are delivered, too."""
+        """In a child that is forked by a listener, later changes are delivered too."""
         said = run_forking("""
             from resilience import CircuitBreaker
             changes = []

@@ -43,7 +43,7 @@ def contents(provider: FakeLLM) -> list[str]:
 
 
 class TestManualClock:
-    """Time passes only when the clock is advanced."""
+    """The time of a manual clock changes only with `advance`."""
 
     def test_stands_still(self) -> None:
         """It shows the time of its start until it is advanced."""
@@ -58,7 +58,7 @@ class TestManualClock:
         assert ManualClock()() == 0.0
 
     def test_never_goes_back(self) -> None:
-        """It cannot go back, and the error shows the value."""
+        """A negative number of seconds raises, and the error shows the value."""
         clock = ManualClock()
 
         with pytest.raises(ValueError, match=r"seconds must be 0 or more, got -1"):
@@ -133,7 +133,7 @@ class TestScript:
         assert len(lengths) == 1
 
     def test_function(self) -> None:
-        """A function in a script is called, for instance to meet at a barrier."""
+        """A function in a script is called, for instance to wait at a barrier."""
         meeting = threading.Barrier(2, timeout=TIMEOUT)
         provider = FakeLLM([meeting.wait, "met"])
 
@@ -143,7 +143,7 @@ class TestScript:
             assert [answer.result(TIMEOUT).content for answer in answers] == ["met", "met"]
 
     def test_interruption(self) -> None:
-        """An interruption can be scripted like any other exception."""
+        """An interruption can be part of a script like any other exception."""
         with pytest.raises(KeyboardInterrupt):
             FakeLLM([KeyboardInterrupt()]).complete(REQUEST)
 
@@ -249,7 +249,7 @@ class TestFakeLLM:
         assert clock() == 5.0
 
     def test_unsupported(self) -> None:
-        """A model can be scripted that does not support a request."""
+        """A script can define a model that does not support a request."""
         blind, seeing = FakeLLM(UnsupportedRequestError("no pictures")), FakeLLM("A cat.")
         model = LLMFallback(blind, "blind")
         model.add_fallback("seeing", seeing)
@@ -294,11 +294,11 @@ class TestFakeLLM:
             provider.stream_completion(REQUEST)
 
     def test_eager_loses_nothing(self) -> None:
-        """An eager stream has all its items."""
+        """An eager stream yields all its items."""
         assert contents(FakeLLM(["a", "b"], lazy=False)) == ["a", "b"]
 
     def test_streams(self) -> None:
-        """Streams are recorded, and count their closings."""
+        """Streams are recorded, and count the calls of `close()`."""
         provider = FakeLLM(["a", "b"])
         stream = provider.stream_completion(REQUEST)
 
@@ -308,7 +308,7 @@ class TestFakeLLM:
         assert stream.closed == 1
 
     def test_closed_streams(self) -> None:
-        """A closed stream is at its end."""
+        """A closed stream has ended."""
         stream = FakeLLM(["a", "b"]).stream_completion(REQUEST)
         next(stream)
 
@@ -325,7 +325,7 @@ class TestFakeLLM:
         assert provider.complete(REQUEST).content == "one"
 
     def test_capabilities(self) -> None:
-        """The capabilities are those that the test gives."""
+        """The capabilities are those of the argument."""
         capabilities = llm.ModelCapabilities(context_window=1000)
 
         assert FakeLLM(capabilities=capabilities).capabilities() is capabilities
@@ -360,7 +360,7 @@ class TestFakeTTS:
 
     @pytest.mark.parametrize("lazy", [True, False])
     def test_lazy_or_eager(self, *, lazy: bool) -> None:
-        """An exception comes at the call or at the first `next()`."""
+        """An exception is raised by the call or by the first `next()`."""
         provider = FakeTTS(ConnectionError(), lazy=lazy)
 
         if lazy:
@@ -372,7 +372,7 @@ class TestFakeTTS:
                 provider.synthesize_stream(["Hi"], VOICE)
 
     def test_voices(self) -> None:
-        """Listing and cloning take steps, too; an exception is raised."""
+        """Listing and cloning use steps too; an exception is raised."""
         provider = FakeTTS(ConnectionError(), ConnectionError(), None, voices=[VOICE])
 
         with pytest.raises(ConnectionError):
@@ -384,7 +384,7 @@ class TestFakeTTS:
         assert provider.clone_voice([b"a", b"b"]) == tts.VoiceProfile(id="clone-of-2")
 
     def test_voices_in_time(self) -> None:
-        """In a sequence, delays and exceptions apply to them; items of speech do not."""
+        """In a sequence, delays and exceptions apply to these methods; items of speech do not."""
         clock = ManualClock()
         step: list[TTSItem] = [b"audio", ReadText(1), Delay(2.5), ConnectionError()]
         provider = FakeTTS(step, b"audio", clock=clock, voices=[VOICE])
@@ -463,7 +463,7 @@ class TestFakeSTT:
 
     @pytest.mark.parametrize("step", [ConnectionError(), [ConnectionError()]])
     def test_start_fails(self, step: ConnectionError | Sequence[ConnectionError]) -> None:
-        """A start that fails raises; its configuration is recorded all the same."""
+        """A start that fails raises; its configuration is still recorded."""
         provider = FakeSTT(step)
 
         with pytest.raises(ConnectionError):
@@ -472,7 +472,7 @@ class TestFakeSTT:
         assert provider.configs == [CONFIG]
 
     def test_slow_start(self) -> None:
-        """Actions come before the session; without a session in the step an empty one starts."""
+        """Actions are done before the start; a step without a session starts an empty one."""
         clock = ManualClock()
         session = FakeSession()
         provider = FakeSTT([Delay(3), session], [Delay(1)], clock=clock)
@@ -515,11 +515,11 @@ class TestStatusError:
 
     @pytest.mark.parametrize("seconds", [0, 20, 0.5])
     def test_asks_for_a_wait(self, seconds: float) -> None:
-        """`resilience.http` reads how long to wait."""
+        """`resilience.http` reads the delay."""
         assert http.retry_after(StatusError(429, retry_after=seconds)) == seconds
 
     def test_shape(self) -> None:
-        """Status and headers are where clients have them, also for code that reads these."""
+        """Status and headers are in the same attributes as in exceptions of clients."""
         error = StatusError(429, retry_after=20)
 
         assert (error.status_code, error.response.status_code) == (429, 429)
@@ -527,7 +527,7 @@ class TestStatusError:
         assert StatusError(503).response.headers == {}
 
     def test_text(self) -> None:
-        """The text has the status, and the wait if there is one."""
+        """The text has the status, and the delay if there is one."""
         assert str(StatusError(503)) == "HTTP 503"
         assert repr(StatusError(503)) == "StatusError(503)"
         assert str(StatusError(429, retry_after=0)) == "HTTP 429, retry after 0 s"

@@ -1,4 +1,4 @@
-"""What is replaced in a forked child, tested without a fork."""
+"""The replacement of locks in a forked child, tested without a fork."""
 
 import threading
 from collections.abc import Iterator
@@ -18,12 +18,12 @@ from resilience._adapters.text import ReplayBuffer
 
 
 def renew() -> None:
-    """Do what is done in a forked child."""
+    """Replace the locks, as in a forked child."""
     _fork._renew_all()
 
 
 def test_a_breaker_whose_listener_runs_in_another_thread(hang: Hang) -> None:
-    """The child does not leave its events to a thread that does not exist there."""
+    """The child does not leave its events to a thread that does not exist in it."""
     main = threading.current_thread()
     changes: list[StateChange] = []
 
@@ -103,7 +103,7 @@ def test_a_group_whose_lock_another_thread_holds() -> None:
 
 
 def test_a_text_that_another_thread_reads(hang: Hang) -> None:
-    """The child does not wait for a fragment that no thread of it reads."""
+    """The child does not wait for a fragment that another thread of the parent was reading."""
 
     def fragments() -> Iterator[str]:
         yield "One "
@@ -117,7 +117,7 @@ def test_a_text_that_another_thread_reads(hang: Hang) -> None:
 
         renew()
         with pytest.raises(ValueError, match="already executing"):
-            list(text.reader())  # the generator is that of the parent, and never goes on
+            list(text.reader())  # the generator is that of the parent, and never continues
         text.close()
 
         assert text.input_wait() == 0.0

@@ -1,6 +1,6 @@
-"""Hostile values: reading an exception never raises, and a refused setting is named.
+"""Unusual values: reading an exception never raises, and a rejected setting is named.
 
-`RESILIENCE_LONG=1` tries many more.
+`RESILIENCE_LONG=1` tests many more.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ EXAMPLES = 20_000 if "RESILIENCE_LONG" in os.environ else 300
 FUZZING = settings(max_examples=EXAMPLES, deadline=None)
 
 
-# ---- hostile objects
+# ---- objects that raise
 
 
 def misbehave(*_: object, **__: object) -> NoReturn:
@@ -71,7 +71,7 @@ class Endless:
 
 
 class Status(IntEnum):
-    """A status that is more than a number."""
+    """A status that is an enum of integers."""
 
     BUSY = 429
 
@@ -86,7 +86,7 @@ class Interrupting:
 
 
 def quiet(values: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
-    """Wrap a strategy whose description would take pages."""
+    """Wrap a strategy whose description would be very long."""
 
     @st.composite
     def values_of_many_kinds(draw: st.DrawFn) -> Any:  # noqa: ANN401
@@ -301,7 +301,7 @@ def shaped(
         )
     else:
         error = kind()
-    with contextlib.suppress(AttributeError, IndexError):  # it is unreadable, or there is none
+    with contextlib.suppress(AttributeError, IndexError):  # it cannot be read, or does not exist
         error.__cause__ = parts[0]
         parts[0].__cause__ = error if len(parts) == 1 else parts[-1]
     for name, value in attributes.items():
@@ -313,7 +313,7 @@ def shaped(
 @given(error=ERRORS)
 @FUZZING
 def test_reading_an_exception_never_raises(error: BaseException) -> None:
-    """Whatever an exception contains, a fault fails over, and the wait is valid or None."""
+    """For any exception, a fault also fails over, and the delay is valid or None."""
     is_fault = http.is_provider_fault(error)
     moves_on = http.may_succeed_elsewhere(error)
     wait = http.retry_after(error)
@@ -325,7 +325,7 @@ def test_reading_an_exception_never_raises(error: BaseException) -> None:
 @given(name=st.sampled_from(["Retry-After", "Retry-After-Ms"]), value=VALUES | TEXTS)
 @FUZZING
 def test_no_header_gives_an_endless_wait(name: str, value: object) -> None:
-    """Whatever a header contains, the wait is finite and not negative, or None."""
+    """For any header, the delay is finite and not negative, or None."""
     response = SimpleNamespace(headers={name: value})
 
     wait = http.retry_after(shaped({"response": response}, [], Exception))
@@ -336,7 +336,7 @@ def test_no_header_gives_an_endless_wait(name: str, value: object) -> None:
 @given(value=TEXTS)
 @FUZZING
 def test_a_header_means_the_same_as_bytes(value: str) -> None:
-    """Headers as bytes are read like headers as text."""
+    """Headers that are bytes are read like headers that are text."""
     value = value.encode("latin-1", "replace").decode("latin-1")
     as_text = SimpleNamespace(headers={"Retry-After-Ms": value})
     as_bytes = SimpleNamespace(headers={b"Retry-After-Ms": value.encode("latin-1")})
@@ -437,7 +437,7 @@ def made(kind: Callable[..., Any], fields: dict[str, object]) -> Any:  # noqa: A
 @example({"clock": coroutine_function})
 @FUZZING
 def test_a_breaker_is_refused_or_works(fields: dict[str, object]) -> None:
-    """Each refusal names field and value; with accepted settings a breaker works."""
+    """Each rejection names field and value; with accepted settings a breaker works."""
     clock = ManualClock()
     config = made(CircuitBreakerConfig, {"clock": clock, **fields})
     if config is None:
@@ -463,9 +463,9 @@ def test_a_breaker_is_refused_or_works(fields: dict[str, object]) -> None:
 @given(fields=st.fixed_dictionaries({}, optional=GROUP_FIELDS))
 @FUZZING
 def test_a_group_is_refused_or_works(fields: dict[str, object]) -> None:
-    """Each refusal names field and value; with accepted settings a group works."""
+    """Each rejection names field and value; with accepted settings a group works."""
     config = made(FallbackConfig, fields)
-    # With a limit the calls are real ones, on threads, and some limits are too short for any.
+    # With a limit the calls run on threads, and some limits are too short for any call.
     if config is None or config.attempt_timeout:
         return
     group = FallbackGroup[Callable[[], str]](refuse, "0", config)
@@ -482,7 +482,7 @@ def test_a_group_is_refused_or_works(fields: dict[str, object]) -> None:
 @given(name=ANYTHING | st.sampled_from(["", "0", "1"]), attempt_timeout=ANYTHING)
 @FUZZING
 def test_a_provider_is_refused_or_added(name: object, attempt_timeout: object) -> None:
-    """A refusal names the name or the limit, and nothing is added then."""
+    """A rejection names the name or the limit, and then no provider is added."""
     group = FallbackGroup("primary", "0")
 
     def add(**fields: Any) -> bool:  # noqa: ANN401

@@ -76,7 +76,7 @@ class TestOrder:
         assert llms.breakers["0"].state is State.CLOSED
 
     def test_an_exception_group(self) -> None:
-        """A group of exceptions is an exception like any other."""
+        """An exception group is handled like any other exception."""
         group = grouped(raising(ExceptionGroup("two", [ValueError(), OSError()])), lambda: "1")
 
         assert group.execute(call) == "1"
@@ -101,7 +101,7 @@ class TestNames:
         assert list(group.breakers) == ["0"]
 
     def test_breakers(self) -> None:
-        """They are in order, by the names of their providers, and cannot be replaced."""
+        """Breakers are in order, by the names of their providers, and cannot be replaced."""
         group = grouped(lambda: "0", lambda: "1")
 
         assert [(name, each.name) for name, each in group.breakers.items()] == [
@@ -113,7 +113,7 @@ class TestNames:
         assert group.primary() == "0"
 
     def test_adding_during_traffic(self) -> None:
-        """Threads that add and threads that call do not disturb each other."""
+        """Threads can add providers while other threads make calls."""
         group = grouped(refuse, lambda: "1")
 
         def add(number: int) -> list[str]:
@@ -164,7 +164,7 @@ class TestUnrecorded:
         return models
 
     def test_it_does_not_reset_the_count(self) -> None:
-        """The breaker of a dead model opens though tokens are counted before each request."""
+        """The breaker of a failing model opens although tokens are counted before each request."""
         models = self.models(Recorder(breaker={"max_failures": 2}), ConnectionError())
 
         for _ in range(2):
@@ -174,7 +174,7 @@ class TestUnrecorded:
         assert models.breakers["0"].state is State.OPEN
 
     def test_it_takes_no_probe_slot_and_closes_nothing(self) -> None:
-        """A half-open breaker neither closes nor loses a slot by it."""
+        """Such a call neither closes a half-open breaker nor uses a slot."""
         recorder = Recorder()
         models = self.models(recorder, ConnectionError(), "back")
         models.complete(REQUEST)
@@ -210,7 +210,7 @@ class TestUnrecorded:
         ]
 
     def test_no_delay(self) -> None:
-        """A breaker that opens while such a call fails is not held open longer by it."""
+        """A breaker that opens during such a call is not held open longer by its failure."""
         delays = iter([None, 99.0])
         recorder = Recorder(breaker={"retry_after": lambda _: next(delays)})
         group = FallbackGroup("p", "0", recorder.config)
@@ -325,7 +325,7 @@ def test_what_guards_state_is_not_copied(
 
 
 def test_a_stream_can_be_weakly_referenced() -> None:
-    """A weak reference to a stream does not keep it."""
+    """A weak reference to a stream does not keep it alive."""
     stream = FallbackGroup("text", "0").stream(iter)
     reference = weakref.ref(stream)
     before = reference()

@@ -45,10 +45,10 @@ MOST_PROVIDERS = 4
 
 
 class RefusedError(Exception):
-    """It counts and fails over, and may ask for a delay."""
+    """It counts and fails over, and may request a delay."""
 
     def __init__(self, wait: float | None = None) -> None:
-        """Fail, and ask for so many seconds."""
+        """Fail, and request a delay in seconds."""
         super().__init__(wait)
         self.wait = wait
 
@@ -71,12 +71,12 @@ FAILED_OVER = (RefusedError, TooLongError)
 Form: TypeAlias = Literal["lazy", "generator", "eager", "owner", "list"]
 Action: TypeAlias = Literal["advance", "reset", "isolate", "add", "close"]
 Effect: TypeAlias = "tuple[Action, int] | Plan"
-"""What happens meanwhile: an action, or another call."""
+"""Something that happens during a call: an action, or another call."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """What happens while something is awaited from a provider, and what it raises in the end."""
+    """The events while a provider is awaited, and the exception that it raises at the end."""
 
     effects: tuple[Effect, ...] = ()
     error: BaseException | None = None
@@ -84,7 +84,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Script:
-    """What a provider does when it is called, and then for each item of its stream."""
+    """The steps of a provider for its call, and then for each item of its stream."""
 
     form: Form = "lazy"
     call: Step = Step()
@@ -102,14 +102,14 @@ class Plan:
     scripts: tuple[Script, ...]
 
     def script(self, provider: str) -> Script:
-        """Return a provider's script; those without one answer."""
+        """Return a provider's script; a provider without one answers."""
         number = int(provider)
         return self.scripts[number] if number < len(self.scripts) else Script()
 
 
 @dataclass(frozen=True)
 class Profile:
-    """Settings of both sides."""
+    """Settings of the oracle and of the real group."""
 
     providers: int
     max_failures: int
@@ -121,13 +121,13 @@ class Profile:
 
 
 class World(ABC):
-    """What can be done with a group: the oracle or the real one."""
+    """The operations of a group: the oracle or the real one."""
 
     armed: tuple[Effect, ...] = ()
 
     @abstractmethod
     def advance(self, seconds: int) -> object:
-        """Let time pass."""
+        """Advance the time."""
 
     @abstractmethod
     def reset(self, number: int) -> object:
@@ -162,16 +162,16 @@ class World(ABC):
         """Drop a stream."""
 
     def arm(self, effects: tuple[Effect, ...]) -> None:
-        """Have the listener do something at the next report."""
+        """Set an action of the listener at the next report."""
         self.armed = effects
 
     def fire(self) -> None:
-        """Do in the listener what `arm` has set."""
+        """Do the action that `arm` has set, in the listener."""
         effects, self.armed = self.armed, ()
         self.apply(effects)
 
     def apply(self, effects: tuple[Effect, ...]) -> None:
-        """Do what happens meanwhile."""
+        """Do an event during a call."""
         for effect in effects:
             if isinstance(effect, Plan):
                 self.execute(effect)
@@ -192,7 +192,7 @@ class Call:
 
 @dataclass
 class Source:
-    """What a provider returned."""
+    """The iterable that a provider returned."""
 
     provider: str
     steps: list[Step]
@@ -223,7 +223,7 @@ class OracleStream:
 
 
 class Oracle(World):
-    """A group written from its description. What it would raise is returned."""
+    """A group written from its description. It returns the exceptions that a group raises."""
 
     def __init__(self, profile: Profile) -> None:
         """Make a group of healthy providers."""
@@ -379,7 +379,7 @@ class Oracle(World):
         return "all failed", list(reasons.items()), reasons[breakers[-1].name], retry_after
 
     def _begin(self, stream: OracleStream, *, fetch: bool) -> object:
-        """Try the providers that are left; return the error if none of them serves."""
+        """Try the remaining providers; return the error if none of them serves."""
         for breaker in stream.remaining:
             stream.call = self._admit(breaker, force=stream.is_forced)
             if stream.call is None:
@@ -464,7 +464,7 @@ class Oracle(World):
 
 
 class Owner(Iterable[str]):
-    """An iterable that is no iterator, whose `close()` raises."""
+    """An iterable, not an iterator, whose `close()` raises."""
 
     def __init__(self, items: Iterator[str]) -> None:
         """Own some items."""
@@ -613,7 +613,7 @@ def nearest(number: int, streams: Iterable[int]) -> int:
 
 
 def difference(seen: Iterable[object], expected: Iterable[object]) -> object:
-    """Return the first thing that was not expected; long lists are slow to show as a whole."""
+    """Return the first difference; showing whole lists is slow."""
     pairs = zip_longest(seen, expected)
     return next((pair for pair in pairs if pair[0] != pair[1]), None)
 
@@ -656,7 +656,7 @@ NUMBERS = st.integers(0, MOST_PROVIDERS - 1)
 
 
 def actions(*names: Action) -> st.SearchStrategy[Effect]:
-    """Make actions of some names, each as often as it is named."""
+    """Make actions of some names; the frequency of a name is that in the list."""
     kinds = st.sampled_from(names)
     numbers = {"advance": SECONDS, "close": st.integers(0, 20)}
 
@@ -671,7 +671,7 @@ def actions(*names: Action) -> st.SearchStrategy[Effect]:
 def steps(
     effects: st.SearchStrategy[Effect], errors: st.SearchStrategy[BaseException]
 ) -> st.SearchStrategy[Step]:
-    """Make steps: something happens meanwhile in one of four, and one of four fails."""
+    """Make steps: one of four contains an event, and one of four fails."""
     some = st.lists(effects, min_size=1, max_size=2)
     chances = st.integers(0, 15)
 
@@ -727,7 +727,7 @@ class GroupMachine(RuleBasedStateMachine):
             reports=st.sampled_from([True, True, True, False]),
             predicates=st.booleans(),
             tries_all=st.booleans(),
-            # In one of 16, since it makes threads. No call takes so long.
+            # In one of 16 runs, since it makes threads. No call takes longer than the limit.
             attempt_timeout=st.sampled_from([0] * 15 + [60]),
         )
     )
@@ -738,7 +738,7 @@ class GroupMachine(RuleBasedStateMachine):
         self.real = Real(profile)
 
     def both(self, act: Callable[[World], object]) -> object:
-        """Do the same to both, and expect the same of both."""
+        """Do the same with both, and check that the results are the same."""
         expected = act(self.oracle)
         seen = act(self.real)
         assert seen == expected
@@ -769,7 +769,7 @@ class GroupMachine(RuleBasedStateMachine):
 
     @rule(number=consumes(streams), closings=st.integers(0, 2))
     def leave(self, number: int, closings: int) -> None:
-        """Drop a stream, which may have been closed and read before."""
+        """Drop a stream, which may have been read or closed before."""
         for _ in range(closings):
             self.both(lambda world: world.close(number))
             self.both(lambda world: world.read(number))
@@ -777,12 +777,12 @@ class GroupMachine(RuleBasedStateMachine):
 
     @rule(action=ACTIONS)
     def do(self, action: Effect) -> None:
-        """Let time pass, reset or isolate a breaker, or add a provider."""
+        """Advance the time, reset or isolate a breaker, or add a provider."""
         self.both(lambda world: world.apply((action,)))
 
     @rule()
     def outage(self) -> None:
-        """Let all providers fail, and the time pass until they are probed."""
+        """Let all providers fail, and advance the time until they are probed."""
         down = Script(call=Step(error=RefusedError()))
         for _ in range(3):
             self.execute(Plan((down,) * MOST_PROVIDERS))
@@ -790,12 +790,12 @@ class GroupMachine(RuleBasedStateMachine):
 
     @rule(effects=st.lists(INNER_EFFECTS, min_size=1, max_size=2))
     def arm(self, effects: list[Effect]) -> None:
-        """Have the listener use the group itself at the next report."""
+        """Let the listener use the group at the next report."""
         self.both(lambda world: world.arm(tuple(effects)))
 
     @invariant()
     def same_states(self) -> None:
-        """A reader sees the same breakers in the same states, and the same time."""
+        """Breakers, their states and the time are the same for both."""
         now = self.oracle.now
         expected = [(breaker.name, breaker.visible_state(now)) for breaker in self.oracle.breakers]
         breakers = self.real.group.breakers
@@ -818,7 +818,7 @@ class GroupMachine(RuleBasedStateMachine):
 
     @invariant()
     def closed_once(self) -> None:
-        """What a provider returned is closed once at the end of its stream, and not before."""
+        """A provider's iterable is closed once at the end of its stream, and not before."""
         for seen, expected in zip(self.real.sources, self.oracle.sources, strict=True):
             if isinstance(seen, Generator):  # it also closes itself
                 assert not expected.closed or getgeneratorstate(seen) == GEN_CLOSED
@@ -827,7 +827,7 @@ class GroupMachine(RuleBasedStateMachine):
 
     @override
     def teardown(self) -> None:
-        """After all streams are dropped nothing is open, no slot is lost, and a reset helps."""
+        """After all streams are dropped, none is open, and no slot is lost; a call succeeds."""
         if not hasattr(self, "real"):  # the run has ended before it began
             return
         for number in tuple(self.real.streams):

@@ -1,4 +1,4 @@
-"""Exceptions of HTTP clients are read by their shape, and reading them never raises."""
+"""Exceptions of HTTP clients are read by their attributes, and reading them never raises."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -50,10 +50,10 @@ CLOSE_CODES = {
 
 
 class ShapedError(Exception):
-    """An exception with the attributes that it is given."""
+    """An exception with given attributes."""
 
     def __init__(self, **attributes: object) -> None:
-        """Take the attributes."""
+        """Set the attributes."""
         super().__init__()
         vars(self).update(attributes)
 
@@ -135,7 +135,7 @@ Pretender = type("Pretender", (), {"__class__": property(lambda _: int)})
 
 
 class Falsy(SimpleNamespace):
-    """A response that is false, like the failed ones of some clients."""
+    """A response whose truth value is False, like the failed responses of some clients."""
 
     def __bool__(self) -> bool:
         """Return False."""
@@ -148,7 +148,7 @@ def with_headers(headers: object) -> ShapedError:
 
 
 def at(now: datetime) -> AbstractContextManager[object]:
-    """Stop the wall clock."""
+    """Set the time of day to a constant."""
     return patch.object(http, "time", SimpleNamespace(time=now.timestamp))
 
 
@@ -159,13 +159,13 @@ def raised_from(error: Exception, cause: BaseException | None) -> Exception:
 
 
 def aws_error(status: object, code: object = "", **headers: str) -> ShapedError:
-    """Make an exception of the shape of botocore's."""
+    """Make an exception with the attributes of botocore's."""
     metadata = {"HTTPStatusCode": status, "HTTPHeaders": headers}
     return ShapedError(response={"Error": {"Code": code}, "ResponseMetadata": metadata})
 
 
 def shapes_of(status: object) -> Iterator[Exception]:
-    """Yield an exception for each shape that a status may come in."""
+    """Yield an exception for each attribute that may have a status."""
     yield ShapedError(status_code=status)
     yield ShapedError(status_code=status, response=None)
     yield ShapedError(response=SimpleNamespace(status_code=status))
@@ -178,7 +178,7 @@ def shapes_of(status: object) -> Iterator[Exception]:
 
 
 def shapes_of_code(status: object) -> Iterator[Exception]:
-    """Yield an exception for each shape in which not every number is a status."""
+    """Yield an exception for each attribute in which not every number is a status."""
     yield ShapedError(status=status)
     yield ShapedError(status=status, code="rate_limit_exceeded", headers=None)
     yield ShapedError(status="OVERLOADED", code=status, headers={})
@@ -190,7 +190,7 @@ def shapes_of_code(status: object) -> Iterator[Exception]:
 
 @pytest.mark.parametrize(("status", "expected"), STATUSES.items())
 def test_a_status_decides(status: int, expected: Answers) -> None:
-    """Each status has the answers of the table, in any shape."""
+    """Each status has the results of the table, in any attribute."""
     assert {answers(error) for error in shapes_of(status)} == {expected}
 
 
@@ -201,19 +201,19 @@ def test_a_number_that_is_no_error_is_a_provider_fault(status: int) -> None:
 
 
 def test_what_counts_fails_over() -> None:
-    """No status counts against the provider without failing over to the next."""
+    """No status counts as a failure without failing over."""
     assert (True, False) not in {answers(ShapedError(status_code=n)) for n in range(380, 620)}
 
 
 @pytest.mark.parametrize(("code", "expected"), CLOSE_CODES.items())
 def test_a_close_code_decides(code: int, expected: Answers) -> None:
-    """Each close code of a websocket has the answers of the table."""
+    """Each close code of a websocket has the results of the table."""
     assert {answers(error) for error in shapes_of_code(code)} == {expected}
 
 
 @pytest.mark.parametrize(("name", "expected"), GRPC_CODES.items())
 def test_a_grpc_code_decides(name: str, expected: Answers) -> None:
-    """Each code of gRPC has the answers of the table, as a member of an enum or as a name."""
+    """Each code of gRPC has the results of the table, as a member of an enum or as a name."""
     member = SimpleNamespace(name=name, value=3)
 
     for status in (member, name):
@@ -242,7 +242,7 @@ def test_a_status_may_be_an_enum() -> None:
     ],
 )
 def test_the_error_codes_of_aws_are_read(status: object, code: object, expected: Answers) -> None:
-    """Throttling, quotas and failed models are the provider's fault, with whatever status."""
+    """Throttling, quotas and failed models are the provider's fault, with any status."""
     assert answers(aws_error(status, code)) == expected
 
 
@@ -269,7 +269,7 @@ def test_an_exception_without_a_status_is_a_provider_fault(error: BaseException)
 
 
 def test_attributes_that_raise_are_ignored() -> None:
-    """An attribute that raises when it is read or compared counts as missing."""
+    """An attribute that raises when it is read or compared is treated as missing."""
     errors = [
         HostileError(),
         ShapedError(response=Hostile()),
@@ -292,7 +292,7 @@ def test_attributes_that_raise_are_ignored() -> None:
 
 @pytest.mark.parametrize("name", ["code", "status", "http_status"])
 def test_not_every_number_is_a_status(name: str) -> None:
-    """A number such as an exit code is no status, so that the cause is read."""
+    """A number such as an exit code is not a status, so the cause is read."""
     cause = ShapedError(status_code=404)
 
     for number in (0, 1, 2, 127, 399, 600, 40001):
@@ -301,7 +301,7 @@ def test_not_every_number_is_a_status(name: str) -> None:
 
 @pytest.mark.parametrize("number", [400, 499, 500, 599, 4400, 4599, "UNAVAILABLE", "ABORTED"])
 def test_a_status_of_its_own_comes_before_the_cause(number: object) -> None:
-    """A number or a name that is a status decides, whatever the cause says."""
+    """A number or a name that is a status decides, whatever the cause is."""
     expected = answers(ShapedError(status_code=number))
 
     for cause in (ShapedError(status_code=404), ShapedError(status_code=503)):
@@ -310,7 +310,7 @@ def test_a_status_of_its_own_comes_before_the_cause(number: object) -> None:
 
 
 def test_deprecated_attributes_are_not_read() -> None:
-    """The `code` of an exception is not read if `status` or `rcvd` stand for it."""
+    """The `code` of an exception is not read if `status` or `rcvd` replaces it."""
 
     class DeprecatedError(ShapedError):
         @property
@@ -367,7 +367,7 @@ def test_a_status_that_cannot_be_compared_is_read() -> None:
     ],
 )
 def test_a_number_is_a_wait(headers: Mapping[object, object], seconds: float) -> None:
-    """Milliseconds come first, then seconds, in any kind of mapping, spelling and type."""
+    """Milliseconds are used before seconds, in any kind of mapping, spelling and type."""
     assert http.retry_after(with_headers(headers)) == seconds
     assert http.retry_after(ShapedError(headers=headers)) == seconds
     assert http.retry_after(ShapedError(resp_headers=headers)) == seconds
@@ -445,7 +445,7 @@ def test_a_date_is_a_wait(date: object, seconds: float) -> None:
 
 @pytest.mark.parametrize("skew", [-86400, -300, 0, 300, 86400])
 def test_a_date_is_measured_from_the_date_of_the_response(skew: int) -> None:
-    """The clock of this machine does not matter if the response has a date."""
+    """The clock of this machine is not read if the response has a date."""
     then = NOW + timedelta(seconds=skew)
     date, later = (format_datetime(then + timedelta(seconds=wait)) for wait in (0, 60))
 
@@ -485,7 +485,7 @@ def test_the_headers_of_botocore_are_read() -> None:
 
 
 def retry_info(seconds: object, nanos: object = 0) -> SimpleNamespace:
-    """Make an object of the shape of the protobuf message."""
+    """Make an object with the attributes of the protobuf message."""
     return SimpleNamespace(retry_delay=SimpleNamespace(seconds=seconds, nanos=nanos))
 
 
@@ -558,7 +558,7 @@ def test_details_without_end() -> None:
 def test_an_exception_without_a_status_is_judged_by_its_cause(
     status: int, expected: Answers
 ) -> None:
-    """A wrapper is judged like the exception that it was raised from, at any depth."""
+    """A wrapper is classified like the exception that it was raised from, at any depth."""
     inner = ShapedError(status_code=status, headers={"retry-after": "90"})
 
     wrapped = raised_from(RuntimeError("wrapped"), inner)
@@ -570,7 +570,7 @@ def test_an_exception_without_a_status_is_judged_by_its_cause(
 
 
 def test_the_cause_is_read_only_for_what_is_missing() -> None:
-    """A status or a wait of the exception itself is used, and not that of its cause."""
+    """A status or a delay of the exception itself is used, and not that of its cause."""
     cause = ShapedError(status_code=429, headers={"retry-after": "90"})
 
     assert answers(raised_from(ShapedError(status_code=400), cause)) == WRONG_REQUEST
@@ -615,7 +615,7 @@ def test_a_group_is_judged_by_its_members(statuses: list[object], expected: Answ
 
 
 def test_what_a_provider_cannot_do_does_not_count() -> None:
-    """A provider without a method is not at fault, nor is a group of such providers."""
+    """A missing method does not count, nor does it in a group of such providers."""
     failed = AllFailedError({"a": NotImplementedError(), "b": ShapedError(status_code=413)})
 
     assert answers(NotImplementedError()) == WRONG_PROVIDER
@@ -623,7 +623,7 @@ def test_what_a_provider_cannot_do_does_not_count() -> None:
 
 
 def test_the_longest_wait_in_a_group_counts() -> None:
-    """A group waits for the member that asks for the longest wait."""
+    """The delay of an exception group is the longest delay of its members."""
     members = [with_headers({"retry-after": wait}) for wait in ("5", "60", "soon", "7")]
 
     assert http.retry_after(ExceptionGroup("", members)) == 60.0
@@ -631,7 +631,7 @@ def test_the_longest_wait_in_a_group_counts() -> None:
 
 
 def test_the_status_of_a_group_comes_first() -> None:
-    """A group that has a status of its own is judged by that."""
+    """A group that has a status of its own is classified by that."""
 
     class StatusGroup(ExceptionGroup[Exception]):
         status_code = 404
@@ -640,7 +640,7 @@ def test_the_status_of_a_group_comes_first() -> None:
 
 
 def test_a_group_of_providers_asks_for_no_wait() -> None:
-    """Each provider behind an `AllFailedError` has a wait of its own, so the error has none."""
+    """An `AllFailedError` has no delay, because the breakers of its providers already wait."""
     throttled = with_headers({"retry-after": "60"})
     failed = raised_from(AllFailedError({"a": throttled}), throttled)
 
@@ -664,7 +664,7 @@ def test_circles_end() -> None:
 
 
 def test_causes_without_end() -> None:
-    """After a hundred exceptions the rest is not read, and there is no status."""
+    """At most a hundred exceptions are read; the status of a later one is not found."""
 
     class EndlessError(Exception):
         @property
@@ -693,7 +693,7 @@ def chain_of(wrappers: int) -> Exception:
 
 
 def test_a_large_group_is_judged_whole() -> None:
-    """All members of a group are judged, however many there are."""
+    """All members of a group are classified, however many there are."""
     members = [ShapedError(status_code=400) for _ in range(1000)]
 
     assert answers(ExceptionGroup("", members)) == WRONG_REQUEST
@@ -701,7 +701,7 @@ def test_a_large_group_is_judged_whole() -> None:
 
 
 def test_parts_that_are_none_are_ignored() -> None:
-    """A member that cannot be read, or is no exception, is ignored."""
+    """A member that cannot be read, or is not an exception, is ignored."""
 
     class HostileGroup(ExceptionGroup[Exception]):
         @property
@@ -747,13 +747,13 @@ def test_the_machines_time_zone_does_not_matter() -> None:
     ],
 )
 def test_headers_without_a_wait(headers: object) -> None:
-    """Headers without these names, and objects that are no headers, are ignored."""
+    """Headers without these names, and objects that are not headers, are ignored."""
     assert http.retry_after(with_headers(headers)) is None
     assert http.retry_after(ShapedError(headers=headers)) is None
 
 
 def test_the_first_of_several_headers_counts() -> None:
-    """If a header comes more than once, the first one counts."""
+    """If a header occurs more than once, the first one is used."""
     headers = Message()
     headers["Retry-After"] = "5"
     headers["retry-after"] = "10"
@@ -762,7 +762,7 @@ def test_the_first_of_several_headers_counts() -> None:
 
 
 def test_the_headers_of_the_response_come_first() -> None:
-    """The response's headers count, and the exception's own only without them."""
+    """The response's headers are used, and the exception's own only without them."""
     response = Falsy(headers={"retry-after": "5"})
 
     both = ShapedError(response=response, headers={"retry-after": "9"})
@@ -803,7 +803,7 @@ def test_an_interrupt_is_not_swallowed() -> None:
 def models(
     primary: FakeLLM, *, max_failures: int = 5, reset_timeout: float = 5.0
 ) -> tuple[LLMFallback, FakeLLM, ManualClock]:
-    """Return two models under the policy that the docs recommend, the backup, and the clock."""
+    """Return two models with the settings that the docs recommend, the backup, and the clock."""
     recorder = Recorder(
         breaker={
             "failure_on": http.is_provider_fault,
@@ -835,7 +835,7 @@ def test_a_bad_request_reaches_the_caller_at_once(status: int) -> None:
     ("status", "state"), [(404, State.CLOSED), (401, State.OPEN), (503, State.OPEN)]
 )
 def test_another_model_is_tried(status: int, state: State) -> None:
-    """The next model answers; only a provider's own fault counts."""
+    """The next model answers; only a provider's fault counts."""
     group, _, _ = models(FakeLLM(StatusError(status)), max_failures=1)
 
     assert group.complete(REQUEST).content == "backup"
@@ -859,7 +859,7 @@ def test_one_429_opens_only_that_breaker_for_that_long() -> None:
 
 
 def test_nothing_shortens_the_wait() -> None:
-    """Neither token counts nor late results of earlier calls end the open period earlier."""
+    """Neither counting tokens nor late results of earlier calls end the open period earlier."""
     primary = FakeLLM(["early", "late"], StatusError(429, retry_after=20), "back")
     group, _, clock = models(primary)
     early = group.stream_completion(REQUEST)
@@ -893,7 +893,7 @@ def test_the_wait_is_never_less_than_the_reset_timeout() -> None:
 @given(seconds=st.floats(0, 1e9), form=st.sampled_from([repr, "{:.3f}".format, "{:e}".format]))
 @settings(deadline=None)
 def test_every_valid_number_is_a_wait(seconds: float, form: Callable[[float], str]) -> None:
-    """A number of 0 or more is the wait, in seconds or milliseconds, in any notation."""
+    """A number of 0 or more is the delay, in seconds or milliseconds, in any notation."""
     text = form(seconds)
 
     assert http.retry_after(with_headers({"retry-after": text})) == float(text)
@@ -906,7 +906,7 @@ def test_every_valid_number_is_a_wait(seconds: float, form: Callable[[float], st
 )
 @settings(deadline=None)
 def test_every_date_is_a_wait(seconds: int, now: datetime) -> None:
-    """A date is a wait of the seconds from now, and never less than 0."""
+    """For a date, the delay is the seconds from now, and never less than 0."""
     now = now.replace(microsecond=0, tzinfo=UTC)
     date = format_datetime(now + timedelta(seconds=seconds), usegmt=True)
 

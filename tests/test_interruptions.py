@@ -1,4 +1,4 @@
-"""Whatever place an interruption strikes, breakers recover and no slot is lost.
+"""After an interruption at any place, breakers recover and no slot is lost.
 
 Each scenario is run repeatedly, and interrupted at the next place of its run each time.
 `RESILIENCE_LONG=1` adds a million interruptions at random places.
@@ -125,7 +125,7 @@ class Application:
         self.clock.advance(RESET_TIMEOUT)
 
     def look(self) -> None:
-        """Expect that another thread can take all locks."""
+        """Check that another thread can take all locks."""
         free: list[bool] = []
 
         def take_all() -> None:
@@ -139,7 +139,7 @@ class Application:
         assert free == [True] * 4
 
     def check(self) -> None:
-        """Expect that the next probes are admitted, succeed, and close the breakers."""
+        """Check that the next probes are admitted, succeed, and close the breakers."""
         self.clock.advance(RESET_TIMEOUT)
         for scenario in (self.complete, self.listen, self.speak):
             for _ in range(3):  # a probe that was interrupted may have failed or not
@@ -161,7 +161,7 @@ class ActAt:
     """
 
     def __init__(self, place: int, act: Callable[[], object]) -> None:
-        """Wait for so many places."""
+        """Wait for a number of places."""
         self.left = place
         self._act = act
         self.last: dict[FrameType, int] = {}
@@ -185,7 +185,7 @@ class ActAt:
 
 def _trace(tracer: ActAt, scenario: Callable[[], None]) -> None:
     before = sys.gettrace()
-    # CPython 3.12 reports instructions only if some frame asked for them beforehand.
+    # CPython 3.12 traces instructions only if some frame has enabled this before.
     sys._getframe().f_trace_opcodes = True
     # A collection would run finalizers of earlier tests here, and an exception in them is ignored.
     gc.disable()
@@ -196,7 +196,7 @@ def _trace(tracer: ActAt, scenario: Callable[[], None]) -> None:
     finally:
         sys.settrace(before)
         gc.enable()
-        tracer.last.clear()  # which holds the frames that were interrupted, and what these hold
+        tracer.last.clear()  # which refers to the interrupted frames and their objects
 
 
 def _interrupt_everywhere(application: Application, scenario: Callable[[], None]) -> int:
@@ -269,7 +269,7 @@ def _open_session(place: int) -> bool:
     with contextlib.suppress(Interruption):
         _trace(tracer, lambda: sessions.append(group.session(connect)))
 
-    # One that has arrived is the caller's; any other was closed.
+    # A session that was returned belongs to the caller; any other was closed.
     assert sum(each.closed for each in opened) == len(opened) - len(sessions)
     return tracer.left <= 0
 

@@ -34,10 +34,10 @@ NEXT = {
 
 
 class Flapping:
-    """A provider that is up or down by a seeded script, and counts its calls."""
+    """A provider that is up or down according to a seed, and counts its calls."""
 
     def __init__(self, seed: int) -> None:
-        """Take the seed of the script."""
+        """Use a seed."""
         self._lock = threading.Lock()
         self._random = random.Random(seed)  # noqa: S311
         self._left = 0
@@ -45,7 +45,7 @@ class Flapping:
         self.outcomes: Counter[bool] = Counter()
 
     def call(self) -> None:
-        """Succeed or fail, as the script says."""
+        """Succeed or fail, according to the script."""
         with self._lock:
             if self._left == 0:
                 self._left = self._random.randint(1, 40)

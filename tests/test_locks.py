@@ -182,15 +182,15 @@ class TestBreaker:
 
 
 class Look:
-    """Foreign code that needs a lock in another thread, and fails if that thread is blocked."""
+    """Foreign code that takes a lock in another thread, and fails if that thread is blocked."""
 
     def __init__(self) -> None:
-        """Start with nothing that needs the lock."""
+        """Start without an action that takes the lock."""
         self.calls = 0
         self.needs_the_lock: list[Callable[[], object]] = []
 
     def __call__(self, *_: object) -> bool:
-        """Do what needs the lock in another thread, and return True."""
+        """Do the action that takes the lock in another thread, and return True."""
         in_thread(self.needs_the_lock[0])
         self.calls += 1
         return True
@@ -236,7 +236,7 @@ class TestGroup:
         assert look.calls == 1
 
     def test_predicate(self) -> None:
-        """So may the predicate that decides whether the next provider is tried."""
+        """The predicate that decides whether the next provider is tried may do the same."""
         look = Look()
         group = FallbackGroup("text", "0", FallbackConfig(fallback_on=look))
         look.needs_the_lock.append(group.breakers["0"].reset)
@@ -247,7 +247,7 @@ class TestGroup:
         assert look.calls == 1
 
     def test_log_handler(self) -> None:
-        """So may the handlers of log lines."""
+        """The handlers of log lines may do the same."""
         look = Look()
 
         class Handler(logging.Handler):
@@ -342,7 +342,7 @@ class DroppedStream:
                 self.errors.append(error)
 
     def end_late_call(self) -> None:
-        """Let the call from before the opening fail."""
+        """Let the call that began before the opening fail."""
         self._late.__exit__(ConnectionError, ConnectionError(), None)
 
 
@@ -380,7 +380,7 @@ class TestCollection:
         ]
 
     def test_lock_is_free(self, dropped: DroppedStream) -> None:
-        """The change that the end of the stream causes is not reported under the lock either."""
+        """The change that the end of the stream causes is not reported under the lock."""
         dropped.on_closed = lambda: in_thread(dropped.breaker.reset)
 
         dropped.end_late_call()
@@ -392,7 +392,7 @@ class TestCollection:
     def test_during_an_action_of_an_operator(
         self, clock: ManualClock, monkeypatch: pytest.MonkeyPatch, action: str
     ) -> None:
-        """A probe that ends by a collection in the middle of `isolate()` or `reset()` loses."""
+        """A probe that a collection ends during `isolate()` or `reset()` changes nothing."""
         config = CircuitBreakerConfig(max_failures=1, half_open_max=1, clock=clock)
         breaker = CircuitBreaker(config)
         error = ConnectionError() if action == "reset" else None

@@ -1,4 +1,4 @@
-"""What the library logs, and what it never logs."""
+"""Log lines of the library, and contents that are never logged."""
 
 import inspect
 import logging
@@ -45,7 +45,7 @@ class UnreadableError(Exception):
 
 
 class FalsyError(Exception):
-    """An exception that is false, as one with an empty list of causes may be."""
+    """An exception whose truth value is False, as with an empty list of causes."""
 
     def __len__(self) -> int:
         """Return 0."""
@@ -54,7 +54,7 @@ class FalsyError(Exception):
 
 @pytest.fixture(autouse=True)
 def _all_levels(caplog: pytest.LogCaptureFixture) -> None:
-    """See the records of every level."""
+    """Record all log levels."""
     caplog.set_level(logging.DEBUG, "resilience")
 
 
@@ -158,7 +158,7 @@ class TestBreaker:
         }
 
     def test_ordinary_calls(self, clock: ManualClock, caplog: pytest.LogCaptureFixture) -> None:
-        """A success, an uncounted exception, a rejection and a look at the state log nothing."""
+        """A success, an uncounted exception, a rejection and reading the state log nothing."""
         breaker = breaker_with(clock, failure_on=ConnectionError)
         breaker.execute(str)
         fail(breaker, ValueError())
@@ -174,7 +174,7 @@ class TestBreaker:
     def test_unreadable_errors(
         self, clock: ManualClock, caplog: pytest.LogCaptureFixture, error: Exception
     ) -> None:
-        """A failure is logged by its type, and raised to the caller as it is."""
+        """A failure is logged by its type, and raised to the caller unchanged."""
         changes: list[StateChange] = []
         breaker = breaker_with(clock, on_state_change=changes.append)
 
@@ -192,7 +192,7 @@ class TestHooks:
     def test_raise(
         self, clock: ManualClock, caplog: pytest.LogCaptureFixture, hook: str, error: Exception
     ) -> None:
-        """An ERROR names the hook, the type of what it raised, and the place."""
+        """An ERROR names the hook, the type of its exception, and the place."""
 
         def broken(_: object) -> bool:
             raise error
@@ -310,7 +310,7 @@ def test_no_contents_are_logged(
 
 
 def leaks(record: logging.LogRecord) -> Iterator[str]:
-    """Yield what a record should not contain."""
+    """Yield the texts in a record that it should not contain."""
     if SECRET in record.getMessage():
         yield record.getMessage()
     values = [*extra(record).values(), *cast("tuple[object, ...]", record.args)]

@@ -1,4 +1,4 @@
-"""What the breakers of several processes tell each other, and what they make of it: no network."""
+"""The changes that breakers of several processes exchange, and their effects; no network."""
 
 import json
 import math
@@ -25,10 +25,10 @@ MAX_SECONDS = 300.0
 
 
 class Process:
-    """One process of a fleet: a breaker with a clock of its own, and what it tells."""
+    """One of several processes: a breaker with a clock of its own, and its changes to send."""
 
     def __init__(self, origin: str, *, operators: bool, start: float, **settings: Any) -> None:  # noqa: ANN401
-        """Begin to watch a closed breaker."""
+        """Attach to a closed breaker."""
         self.origin = origin
         self.clock = ManualClock(start)
         values = {"max_failures": 1, "half_open_max": 1, "reset_timeout": RESET_TIMEOUT}
@@ -42,11 +42,11 @@ class Process:
         self.watch.attach()
 
     def look(self) -> Change | None:
-        """Return what is to be told."""
+        """Return the change to send, if any."""
         return self.watch.take_change(self.origin)
 
     def told(self) -> Change:
-        """Return what is to be told, which must be something."""
+        """Return the change to send; fail if there is none."""
         news = self.look()
         assert news is not None
         return news
@@ -63,7 +63,7 @@ class Process:
 
 
 class Fleet:
-    """Processes whose clocks have nothing in common but their speed."""
+    """Processes whose clocks show different times."""
 
     def __init__(self, *, operators: bool = False, count: int = 3, **settings: Any) -> None:  # noqa: ANN401
         """Start all processes."""
@@ -77,12 +77,12 @@ class Fleet:
         return iter(self.processes)
 
     def advance(self, seconds: float) -> None:
-        """Let time go by everywhere."""
+        """Advance the clocks of all processes."""
         for process in self:
             process.clock.advance(seconds)
 
     def spread(self) -> list[tuple[str, Kind]]:
-        """Deliver what all have to tell, until nobody has anything; return what was told."""
+        """Deliver the changes of all processes until there are none; return these changes."""
         spread: list[tuple[str, Kind]] = []
         while told := [news for process in self if (news := process.look())]:
             assert len(spread) < 20, "they tell each other for ever"
@@ -97,7 +97,7 @@ class Fleet:
         return spread
 
     def states(self) -> list[State]:
-        """Return the states of all."""
+        """Return the states of all breakers."""
         return [process.breaker.state for process in self]
 
 
@@ -111,18 +111,18 @@ NEWS = {news.kind: news for news in (OPENED, ISOLATED, CLOSED, RESET)}
 
 
 def shorten(value: object) -> str:
-    """Return the name of a parameter."""
+    """Return a short name of a parameter."""
     return ascii(value)[:20]
 
 
 def fields_of(news: Change) -> dict[str, Any]:
-    """Return the fields, to change some of them."""
+    """Return the fields of a message, to change some of them."""
     return {field: getattr(news, field) for field in Change.__slots__}
 
 
 @pytest.fixture
 def alone() -> Process:
-    """Return a process that follows operators, and whose breaker is closed."""
+    """Return a process with `operators=True`, whose breaker is closed."""
     return Process("p0", operators=True, start=0.0)
 
 
@@ -132,11 +132,11 @@ class TestMessages:
     @pytest.mark.parametrize("news", NEWS.values(), ids=str)
     @pytest.mark.parametrize("encode", [str, str.encode])
     def test_reads_what_it_writes(self, news: Change, encode: Callable[[str], object]) -> None:
-        """A message is read as it was written, as text and as bytes."""
+        """A message that was written can be read, as text and as bytes."""
         assert parse_change(encode(news.to_json())) == news
 
     def test_largest(self) -> None:
-        """The longest message of ours is short enough to be read."""
+        """The longest message of the library is short enough to be read."""
         news = Change(
             kind=Kind.ISOLATED,
             name="\N{SNOWMAN}" * 42,
@@ -156,7 +156,7 @@ class TestMessages:
         assert parse_change(message) == OPENED
 
     def test_size(self) -> None:
-        """A message of 1,024 bytes is read, and one more is refused, whatever the characters."""
+        """A message of 1,024 bytes is read, and a longer one is rejected, for all characters."""
         message = OPENED.to_json()
 
         assert parse_change(message.ljust(MAX_MESSAGE_BYTES)) == OPENED
@@ -188,7 +188,7 @@ class TestMessages:
         ids=shorten,
     )
     def test_nonsense(self, message: object) -> None:
-        """What is no JSON object of ours is None."""
+        """For a message that is not a JSON object with the right fields, the result is None."""
         assert parse_change(message) is None
 
     @pytest.mark.parametrize(
@@ -205,7 +205,7 @@ class TestMessages:
         ids=shorten,
     )
     def test_fields(self, field: str, value: object) -> None:
-        """A message with one wrong field is None, and so is one without the field."""
+        """For a message with a wrong or a missing field, the result is None."""
         fields = json.loads(OPENED.to_json())
         wrong = json.dumps({**fields, field: value})
         del fields[field]
@@ -218,11 +218,11 @@ class TestOpenings:
     """An opening in one process opens the breakers of the others."""
 
     def test_spreads(self) -> None:
-        """The others open for the remaining seconds, whatever their clocks show; once."""
+        """The others open once, for the remaining seconds, whatever their clocks show."""
         fleet = Fleet()
         first, *others = fleet
         first.fail()
-        first.clock.advance(12.0)  # until there is a chance to tell it
+        first.clock.advance(12.0)  # until it is sent
 
         assert fleet.spread() == [("p0", Kind.OPENED)]
         assert [process.left() for process in others] == [18.0, 18.0]
@@ -231,7 +231,7 @@ class TestOpenings:
         assert fleet.spread() == []
 
     def test_reason(self) -> None:
-        """The reason names the type of the failure and the process; no message travels."""
+        """The reason contains the failure's type and the process; the error's text is not sent."""
         fleet = Fleet()
         first, second, _ = fleet
         first.fail()
@@ -245,14 +245,14 @@ class TestOpenings:
 
     @pytest.mark.parametrize("name", ["Bröken", "X" * 101], ids=["not ASCII", "long"])
     def test_a_strange_type(self, name: str) -> None:
-        """The name of a type that may not travel is replaced."""
+        """The name of a type with other characters is replaced."""
         process = Process("p0", operators=False, start=0.0)
         process.fail(type(name, (Exception,), {})())
 
         assert process.told().error == "Exception"
 
     def test_an_unreadable_error(self) -> None:
-        """The type of an error whose text cannot be read is told."""
+        """The type of an error whose text cannot be read is sent."""
 
         class UnreadableError(Exception):
             def __str__(self) -> str:
@@ -264,7 +264,7 @@ class TestOpenings:
         assert process.told().error == "UnreadableError"
 
     def test_is_like_an_ordinary_opening(self) -> None:
-        """It counts as an opening, keeps the count of failures, and is no isolation."""
+        """It counts as an opening, keeps the count of failures, and is not an isolation."""
         config = CircuitBreakerConfig(max_failures=2, clock=ManualClock())
         group = FallbackGroup(
             "only", "model", FallbackConfig(circuit_breaker=config, when_all_open="try")
@@ -297,7 +297,7 @@ class TestOpenings:
         assert [process.left() for process in fleet] == [120.0] * 3
 
     def test_no_growth_from_nothing(self, alone: Process) -> None:
-        """What another process has planned does not make the next period shorter than ours."""
+        """A shorter period of another process does not make the next period shorter."""
         alone.watch.apply(Change(kind=Kind.OPENED, name="model", origin="far", seconds=10.0))
         alone.clock.advance(10.0)
         alone.fail()
@@ -305,7 +305,7 @@ class TestOpenings:
         assert alone.left() == RESET_TIMEOUT
 
     def test_jitter(self) -> None:
-        """The setting lengthens what is heard too, so that not all probe at the same moment."""
+        """Jitter lengthens received periods too, so that not all probe at the same moment."""
         seconds = set[float | None]()
         for _ in range(5):
             process = Process("p0", operators=False, start=0.0, reset_jitter=1.0)
@@ -318,7 +318,7 @@ class TestOpenings:
         assert all(left is not None and 10.0 <= left <= 20.0 for left in seconds)
 
     def test_ends_the_probes(self, alone: Process) -> None:
-        """A half-open breaker opens, and its probe changes nothing any more."""
+        """A half-open breaker opens, and its probe has no effect any more."""
         alone.fail()
         alone.clock.advance(30.0)
         with alone.breaker.guard():
@@ -327,14 +327,14 @@ class TestOpenings:
         assert alone.left() == 10.0
 
     def test_is_open_for_longer_already(self, alone: Process) -> None:
-        """It is never shortened."""
+        """A longer open period is never shortened."""
         alone.fail()
         alone.watch.apply(OPENED)
 
         assert alone.left() == RESET_TIMEOUT
 
     def test_lengthens(self) -> None:
-        """It is lengthened if the other one is open for longer, and that is not told again."""
+        """A shorter open period is lengthened, and that is not sent again."""
         fleet = Fleet(retry_after=lambda error: error.errno)
         first, second, _ = fleet
         first.fail(OSError(0, ""))
@@ -344,7 +344,7 @@ class TestOpenings:
         assert [process.left() for process in fleet] == [250.0] * 3
 
     def test_a_late_delay(self) -> None:
-        """A delay that lengthens the period by much is told, one by little is not."""
+        """A delay that lengthens the period by more than a limit is sent, a shorter one is not."""
         fleet = Fleet(retry_after=lambda error: error.errno)
         first, second, _ = fleet
         permits = [first.breaker._acquire() for _ in range(3)]
@@ -357,14 +357,14 @@ class TestOpenings:
         assert second.left() == 51.0
 
     def test_is_over(self, alone: Process) -> None:
-        """An opening that is over is not told."""
+        """An open period that has elapsed is not sent."""
         alone.fail()
         alone.clock.advance(30.0)
 
         assert alone.look() is None
 
     def test_was_open_before(self) -> None:
-        """A breaker that is open when the watch begins is told; one that is half-open is not."""
+        """The period of a breaker is sent if it is open when attached, but not if half-open."""
         process = Process("p0", operators=False, start=0.0)
         process.watch.detach()
         process.fail()
@@ -378,7 +378,7 @@ class TestOpenings:
             assert process.look() is None
 
     def test_limit(self, alone: Process) -> None:
-        """What is heard holds for `max_seconds` at most, whatever is told, and again later."""
+        """A received period lasts for at most `max_seconds`, whatever is in the message."""
         for kind in (Kind.OPENED, Kind.ISOLATED):
             alone.watch.apply(Change(**{**fields_of(OPENED), "kind": kind, "seconds": 1e9}))
             assert alone.left() == MAX_SECONDS
@@ -387,7 +387,7 @@ class TestOpenings:
             assert alone.look() is None
 
     def test_a_delay_without_end(self) -> None:
-        """What is open until a reset is told for `max_seconds`, and again in time."""
+        """A period without an end is sent with `max_seconds`, and sent again before they elapse."""
         process = Process("p0", operators=False, start=0.0, retry_after=lambda _: math.inf)
         process.fail()
         assert process.told().seconds == MAX_SECONDS
@@ -402,7 +402,7 @@ class TestClosings:
     """A closing in one process lets the others probe at once."""
 
     def test_spreads(self) -> None:
-        """The others become half-open; when they close, too, that changes nothing any more."""
+        """The others become half-open; when they close too, that changes nothing."""
         fleet = Fleet()
         first, second, third = fleet
         first.fail()
@@ -418,7 +418,7 @@ class TestClosings:
         assert fleet.states() == [State.CLOSED] * 3
 
     def test_an_own_opening(self, alone: Process) -> None:
-        """A breaker that has opened by itself probes, too, and keeps what it knows."""
+        """A breaker that has opened by itself probes too, and keeps its counts."""
         alone.fail()
         alone.watch.apply(CLOSED)
 
@@ -428,7 +428,7 @@ class TestClosings:
     @pytest.mark.parametrize("seconds", [None, 60.0])
     @pytest.mark.parametrize("operators", [True, False])
     def test_ends_no_isolation(self, seconds: float | None, *, operators: bool) -> None:
-        """An operator's isolation is not ended, with or without an end of its own."""
+        """An isolation is not ended, with or without a time limit."""
         process = Process("p0", operators=operators, start=0.0)
         process.breaker.isolate(seconds)
         process.watch.apply(CLOSED)
@@ -437,7 +437,7 @@ class TestClosings:
         assert process.breaker.state is State.OPEN
 
     def test_ends_no_isolation_that_was_heard(self, alone: Process) -> None:
-        """An isolation by an operator elsewhere is not ended."""
+        """An isolation that was received from another process is not ended."""
         alone.watch.apply(ISOLATED)
         alone.watch.apply(CLOSED)
 
@@ -456,7 +456,7 @@ class TestClosings:
         assert alone.breaker.state is State.CLOSED
 
     def test_nothing_is_told_at_first(self, alone: Process) -> None:
-        """A closed breaker is not told when the watch begins, and a success is not."""
+        """Neither a closed breaker when attached nor a success is sent."""
         alone.breaker.execute(str)
 
         assert alone.look() is None
@@ -464,11 +464,11 @@ class TestClosings:
 
 
 class TestOperators:
-    """What operators do in one process is done in all, if all want that."""
+    """`isolate()` and `reset()` in one process affect all, if all have `operators=True`."""
 
     @pytest.mark.parametrize("seconds", [None, 60.0, 0.0])
     def test_not_told(self, seconds: float | None) -> None:
-        """By default `isolate()` and `reset()` are told to nobody."""
+        """By default `isolate()` and `reset()` are not sent."""
         fleet = Fleet()
         first, *_ = fleet
         first.breaker.isolate(seconds)
@@ -485,7 +485,7 @@ class TestOperators:
         assert fleet.spread() == [("p0", Kind.CLOSED)]
 
     def test_not_heard(self) -> None:
-        """By default those of others change nothing."""
+        """By default those of other processes have no effect."""
         process = Process("p0", operators=False, start=0.0)
         process.watch.apply(ISOLATED)
         assert process.breaker.state is State.CLOSED
@@ -495,7 +495,7 @@ class TestOperators:
         assert process.left() is None
 
     def test_isolate_and_reset(self) -> None:
-        """An isolation holds everywhere until it is reset anywhere."""
+        """An isolation lasts in all processes until a reset in any process."""
         fleet = Fleet(operators=True)
         first, second, third = fleet
         first.breaker.isolate()
@@ -553,7 +553,7 @@ class TestOperators:
         assert fleet.states() == [State.OPEN] * 2
 
     def test_is_renewed(self) -> None:
-        """An isolation without end holds as long as its process lives, and not for ever after."""
+        """An isolation without a time limit lasts as long as its process, and not for ever."""
         fleet = Fleet(operators=True)
         first, *others = fleet
         first.breaker.isolate()
@@ -568,7 +568,7 @@ class TestOperators:
         assert fleet.states() == [State.HALF_OPEN] * 2
 
     def test_for_some_seconds(self) -> None:
-        """A timed isolation has the same end everywhere."""
+        """An isolation with a time limit has the same end in all processes."""
         fleet = Fleet(operators=True)
         first, *_ = fleet
         first.breaker.isolate(60.0)
@@ -580,7 +580,7 @@ class TestOperators:
         assert fleet.states() == [State.HALF_OPEN] * 3
 
     def test_for_no_time(self) -> None:
-        """`isolate(0)` makes the next call of each process a probe, if it is told at once."""
+        """`isolate(0)` makes the next call of each process a probe, if it is sent at once."""
         fleet = Fleet(operators=True)
         first, second, _ = fleet
         first.breaker.isolate(0.0)
@@ -592,7 +592,7 @@ class TestOperators:
         assert second.look() is None
 
     def test_an_open_breaker(self) -> None:
-        """It is isolated everywhere, too, though the state does not change by that."""
+        """An isolation of an open breaker is sent too, although its state does not change."""
         fleet = Fleet(operators=True)
         first, second, _ = fleet
         first.fail()
@@ -606,7 +606,7 @@ class TestOperators:
         assert second.breaker._try_force() is None
 
     def test_is_not_shortened(self, alone: Process) -> None:
-        """What others tell makes no isolation shorter, and an opening makes none longer."""
+        """No message makes an isolation shorter, and an opening makes none longer."""
         alone.breaker.isolate()
         alone.watch.apply(ISOLATED)
         assert alone.left() is None
@@ -619,7 +619,7 @@ class TestOperators:
         assert alone.left() == 100.0
 
     def test_reset_of_what_is_closed(self, alone: Process) -> None:
-        """A reset clears the count of failures, and forgets the calls under way."""
+        """A reset clears the count of failures; outcomes of calls under way are ignored."""
         alone.fail()
         alone.breaker.reset()
         assert alone.told().kind is Kind.RESET
@@ -630,11 +630,11 @@ class TestOperators:
 
 
 class TestTellingAgain:
-    """What could not be told is told later; what was heard never is."""
+    """A change that could not be sent is sent later; a received change is never sent."""
 
     @pytest.mark.parametrize("kind", [Kind.OPENED, Kind.CLOSED])
     def test_failed(self, kind: Kind) -> None:
-        """After a failure the present period is told."""
+        """After a failure to send, the present period is sent."""
         process = Process("p0", operators=False, start=0.0)
         process.fail()
         news = process.told()
@@ -648,7 +648,7 @@ class TestTellingAgain:
         assert process.look() is None
 
     def test_openings_only(self) -> None:
-        """After a reconnection an opening is told again, a closing is not."""
+        """After a reconnection an opening is sent again, a closing is not."""
         process = Process("p0", operators=False, start=0.0)
         process.fail()
         process.look()
@@ -664,7 +664,7 @@ class TestTellingAgain:
     @pytest.mark.parametrize("news", NEWS.values(), ids=str)
     @pytest.mark.parametrize("is_open", [True, False])
     def test_heard(self, alone: Process, news: Change, *, is_open: bool) -> None:
-        """What was heard is told neither at once nor after a failure or a reconnection."""
+        """A received change is not sent at once, nor after a failure or a reconnection."""
         if is_open:
             alone.fail(OSError())
             alone.look()
@@ -677,10 +677,10 @@ class TestTellingAgain:
 
 
 class TestAttaching:
-    """A watch begins and ends."""
+    """Attaching to a breaker and detaching from it."""
 
     def test_changes(self, alone: Process) -> None:
-        """Each change is told once, until the breaker is looked at."""
+        """`on_change` is called once for several changes, until the breaker is checked."""
         alone.fail()
         alone.breaker.reset()
         alone.breaker.isolate()
@@ -692,7 +692,7 @@ class TestAttaching:
 
     @pytest.mark.parametrize("news", NEWS.values(), ids=str)
     def test_detached(self, alone: Process, news: Change) -> None:
-        """After the end nothing is told and nothing is done; other watches go on."""
+        """A detached object sends and applies nothing; other attached objects are not affected."""
         others: list[BreakerSync] = []
         other = BreakerSync("model", alone.breaker, others.append, max_seconds=1.0, operators=False)
         other.attach()

@@ -11,7 +11,7 @@ from resilience.testing import ManualClock, StatusError
 
 
 class Outage:
-    """A breaker whose calls all fail, and which one probe may close."""
+    """A breaker whose calls fail; one successful probe closes it."""
 
     def __init__(
         self,
@@ -43,7 +43,7 @@ class Outage:
         return self.breaker.snapshot().retry_after
 
     def fail_probes(self, number: int) -> list[float | None]:
-        """Let so many probes fail, each as soon as it is admitted; return the open times."""
+        """Let a number of probes fail, each as soon as it is admitted; return the open times."""
         waits = []
         for _ in range(number):
             self.clock.advance(self.breaker.snapshot().retry_after or 0)
@@ -69,7 +69,7 @@ class TestGrowth:
         assert outage.fail_probes(3) == [0.5, 0.75, 0.75]
 
     def test_is_off_by_default(self) -> None:
-        """Without a maximum all open periods are equally long."""
+        """Without a maximum all open periods have the same length."""
         outage = Outage()
 
         assert outage.fail() == 10
@@ -103,7 +103,7 @@ class TestGrowth:
         assert outage.fail_probes(1) == [20]
 
     def test_does_not_shorten_a_requested_delay(self) -> None:
-        """A delay longer than the maximum holds."""
+        """A delay longer than the maximum is used."""
         outage = Outage(max_reset_timeout=20)
         outage.fail()
         outage.clock.advance(10)
@@ -111,7 +111,7 @@ class TestGrowth:
         assert outage.fail(OSError(500)) == 500
 
     def test_a_requested_delay_does_not_shorten_a_grown_period(self) -> None:
-        """A delay shorter than the grown period leaves that as it is."""
+        """A delay shorter than the grown period does not change the period."""
         outage = Outage(max_reset_timeout=60)
         outage.fail()
         outage.fail_probes(1)
@@ -128,7 +128,7 @@ class TestGrowth:
 
     @pytest.mark.parametrize("maximum", [0.5, 29.9])
     def test_refuses_less_than_the_minimum(self, maximum: float) -> None:
-        """A maximum below `reset_timeout` is refused, by name and value."""
+        """A maximum below `reset_timeout` is rejected; the message has name and value."""
         message = f"max_reset_timeout must be 0 or at least reset_timeout, got {maximum}"
 
         with pytest.raises(ValueError, match=f"^{message}$"):
@@ -221,7 +221,7 @@ class TestIsolate:
 
     @pytest.mark.parametrize("seconds", [5, timedelta(seconds=5)])
     def test_is_half_open_afterwards(self, seconds: float | timedelta) -> None:
-        """It rejects calls for so long, and admits a probe then."""
+        """It rejects calls for this time, and then admits a probe."""
         outage = Outage()
 
         outage.breaker.isolate(seconds)
@@ -279,10 +279,10 @@ class TestIsolate:
 
 
 class TestSnapshot:
-    """`snapshot()` returns all that a breaker knows at one moment."""
+    """`snapshot()` returns all values of a breaker at one moment."""
 
     def test_of_a_new_breaker(self) -> None:
-        """A closed breaker that was never used."""
+        """The snapshot of a closed breaker that was never used."""
         snapshot = CircuitBreaker(CircuitBreakerConfig(name="new")).snapshot()
 
         assert snapshot.name == "new"
@@ -340,7 +340,7 @@ class TestSnapshot:
         assert (snapshot.last_failure, snapshot.last_failure_age) == (None, None)
 
     def test_a_time_that_was_read_too_early(self) -> None:
-        """An age is never negative, whichever thread read the clock first."""
+        """An age is never negative, even if another thread read the clock earlier."""
         outage = Outage()
         outage.clock.advance(5)
         outage.fail()

@@ -1,4 +1,4 @@
-"""Probes of a half-open breaker: how many are admitted, and what becomes of their slots."""
+"""Probes of a half-open breaker: their number, and the release of their slots."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -57,7 +57,7 @@ HELD: list[AbstractContextManager[None]] = []
 
 
 def begin(breaker: CircuitBreaker) -> AbstractContextManager[None]:
-    """Begin a call that does not end, unless its guard is left."""
+    """Begin a call that ends only when its guard is left."""
     guard = breaker.guard()
     guard.__enter__()
     HELD.append(guard)  # a guard that is dropped releases its slot
@@ -105,7 +105,7 @@ class TestSlots:
             pytest.param(way, error, id=f"{way}-{error!r}")
             for way in ("execute", "guard", "function", "generator function")
             for error in INTERRUPTIONS
-            # This one is also what a generator that is left after an item gets: a success.
+            # A generator that is closed after an item also gets this one: a success.
             if way != "generator function" or not isinstance(error, GeneratorExit)
         ],
     )
@@ -122,7 +122,7 @@ class TestSlots:
 
     @pytest.mark.parametrize("error", INTERRUPTIONS, ids=repr)
     def test_successes_stay(self, due: CircuitBreaker, error: BaseException) -> None:
-        """A slot that is released leaves the successes of other probes as they are."""
+        """Releasing a slot does not change the successes of other probes."""
         succeed(due)
         fail(due, error)
         before = due.state
@@ -134,7 +134,7 @@ class TestSlots:
 
     @pytest.mark.parametrize("error", INTERRUPTIONS, ids=repr)
     def test_count_stays(self, config: CircuitBreakerConfig, error: BaseException) -> None:
-        """In a closed breaker the count of failures stays as it is."""
+        """In a closed breaker the count of failures does not change."""
         breaker = CircuitBreaker(config)
         fail(breaker)
         fail(breaker, error)
@@ -283,7 +283,7 @@ class TestHungProbes:
         assert states == [State.HALF_OPEN, State.CLOSED]
 
     def test_one_of_several_hangs(self, due: CircuitBreaker, clock: ManualClock) -> None:
-        """The successes of the other probes count."""
+        """If one probe hangs, the successes of the others are counted."""
         begin(due)
         succeed(due)
         clock.advance(RESET_TIMEOUT)
@@ -306,7 +306,7 @@ class TestHungProbes:
         assert (before, after) == (0, 1)
 
     def test_old_success_counts(self, due: CircuitBreaker, clock: ManualClock) -> None:
-        """A late success of an older probe counts in the same half-open period."""
+        """A late success of an older probe is counted in the same half-open period."""
         old = [begin(due), begin(due)]
         clock.advance(RESET_TIMEOUT)
         begin(due)
@@ -329,7 +329,7 @@ class TestHungProbes:
     def test_a_slow_thread_lengthens_nothing(
         self, config: CircuitBreakerConfig, clock: ManualClock
     ) -> None:
-        """A thread that is slow after reading the time does not move the last admission back."""
+        """A thread that is slow after reading the time does not set the last admission back."""
         times = iter([clock(), clock() + 100.0, clock() + 99.0 - RESET_TIMEOUT, clock() + 101.0])
         breaker = CircuitBreaker(replace(config, max_failures=1, clock=lambda: next(times)))
         fail(breaker)
@@ -348,11 +348,11 @@ class TestHungProbes:
 
 
 class TestNumberOfProbes:
-    """No more than the allowed probes, however many threads arrive at once."""
+    """No more than the allowed probes are admitted, for any number of threads."""
 
     @pytest.mark.parametrize("allowed", [1, 2, 5])
     def test_threads(self, config: CircuitBreakerConfig, clock: ManualClock, allowed: int) -> None:
-        """Of many threads that arrive at once, as many as allowed are admitted."""
+        """If many threads call at once, as many as allowed are admitted."""
         breaker = CircuitBreaker(replace(config, half_open_max=allowed))
         trip(breaker)
         clock.advance(RESET_TIMEOUT)
@@ -360,7 +360,7 @@ class TestNumberOfProbes:
         assert rush(breaker) == allowed
 
     def test_hung(self, due: CircuitBreaker, clock: ManualClock) -> None:
-        """Of many threads that arrive when all probes hang, one is admitted."""
+        """If many threads call while all probes hang, one is admitted."""
         begin(due)
         begin(due)
         clock.advance(RESET_TIMEOUT)

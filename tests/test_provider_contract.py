@@ -1,4 +1,4 @@
-"""The contract tests accept providers that keep their contract, and catch others."""
+"""The contract tests pass for providers that keep their contract, and fail for others."""
 
 import contextlib
 import unittest
@@ -55,17 +55,17 @@ CONTRACTS: list[Any] = [LLMProviderContract, STTProviderContract, TTSProviderCon
 
 @pytest.fixture(autouse=True)
 def _release() -> Iterator[None]:
-    """End the calls that hang when the test is over."""
+    """End the hanging calls when the test has ended."""
     HANGING.clear()
     yield
     HANGING.set()
 
 
-# Providers that keep their contracts. pytest collects these classes.
+# Providers that keep their contracts; pytest collects these classes.
 
 
 class TestFakeLLM(LLMProviderContract):
-    """The fake keeps the contract; its streams are lazy."""
+    """The fake keeps the contract with lazy streams."""
 
     lazy = True
 
@@ -83,7 +83,7 @@ class TestFakeLLM(LLMProviderContract):
 
 
 class TestEagerFakeLLM(TestFakeLLM):
-    """The fake keeps the contract when its streams are eager."""
+    """The fake keeps the contract with eager streams."""
 
     lazy = False
 
@@ -123,7 +123,7 @@ class TestFakeSTT(STTProviderContract):
 
 
 class TestModel(LLMProviderContract):
-    """A model that can do everything keeps the contract."""
+    """A model that supports everything keeps the contract."""
 
     tool_request: llm.CompletionRequest | None = TOOL_REQUEST
 
@@ -137,7 +137,7 @@ class TestModel(LLMProviderContract):
 
 
 class TestTextModel(TestModel):
-    """A model that can do nothing but text keeps the contract, if it raises for all else."""
+    """A model that supports only text keeps the contract, if it raises for other requests."""
 
     tool_request = None
     unsupported_requests = (llm.CompletionRequest(messages=(), seed=1),)
@@ -148,7 +148,7 @@ class TestTextModel(TestModel):
 
 
 class LLMFallbackContract(TestModel):
-    """A group keeps the contract, also if it makes threads for its attempts.
+    """A group keeps the contract, also with threads for its attempts.
 
     pytest collects this class, though its name does not begin with "Test".
     """
@@ -159,7 +159,7 @@ class LLMFallbackContract(TestModel):
 
 
 class TestSynthesiser(TTSProviderContract):
-    """A synthesiser keeps the contract that cannot list or clone voices."""
+    """A synthesiser that cannot list or clone voices keeps the contract."""
 
     unsupported_voices: Sequence[tts.VoiceProfile] = (tts.VoiceProfile(id="v-1", speed=2.0),)
 
@@ -173,7 +173,7 @@ class TestSynthesiser(TTSProviderContract):
 
 
 class TestSynthesiserOfWholeTexts(TestSynthesiser):
-    """A synthesiser keeps the contract that waits for the whole text, and returns a list."""
+    """A synthesiser that waits for the whole text, and returns a list, keeps the contract."""
 
     unsupported_voices: Sequence[tts.VoiceProfile] = ()
 
@@ -185,7 +185,7 @@ class TestSynthesiserOfWholeTexts(TestSynthesiser):
 
 
 class TestTTSFallback(TestSynthesiser):
-    """A group keeps the contract, also if it makes threads for its attempts."""
+    """A group keeps the contract, also with threads for its attempts."""
 
     unsupported_voices: Sequence[tts.VoiceProfile] = ()
 
@@ -216,7 +216,7 @@ class TestRecogniser(STTProviderContract):
 
 
 class TestRecogniserWithoutFinish(TestRecogniser):
-    """A recogniser keeps the contract whose sessions end only when they are closed."""
+    """A recogniser whose sessions end only when they are closed keeps the contract."""
 
     unsupported_configs: Sequence[stt.StreamConfig] = ()
 
@@ -239,7 +239,7 @@ class SilentFirstLine(Line):
 
 
 class TestRecogniserWithoutPartials(TestRecogniserWithoutFinish):
-    """A recogniser keeps the contract that has final transcripts only, some without text."""
+    """A recogniser with only final transcripts, some without text, keeps the contract."""
 
     @override
     def make_provider(self) -> stt.Provider:
@@ -253,7 +253,7 @@ class TestRecogniserWithoutPartials(TestRecogniserWithoutFinish):
 
 
 class TestSTTFallback(TestRecogniser):
-    """A group keeps the contract, also if it makes threads for its attempts."""
+    """A group keeps the contract, also with threads for its attempts."""
 
     unsupported_configs: Sequence[stt.StreamConfig] = ()
 
@@ -263,10 +263,10 @@ class TestSTTFallback(TestRecogniser):
 
 
 class TestClasses:
-    """How the classes are collected, and what they need."""
+    """Collection of the classes, and their requirements."""
 
     def test_collected_by_pytest(self, request: pytest.FixtureRequest) -> None:
-        """Pytest collects the subclasses of a module, and not what the module imports."""
+        """Pytest collects the subclasses of a module, and not the imported base classes."""
         module = request.node.getparent(pytest.Module)
 
         names = {node.name for node in module.collect()}
@@ -276,7 +276,7 @@ class TestClasses:
         assert not any(contract.__test__ for contract in CONTRACTS)
 
     def test_not_collected_on_demand(self) -> None:
-        """A subclass that is a base itself says so."""
+        """A subclass with `__test__ = False` is not collected."""
 
         class Base(LLMProviderContract):
             __test__ = False
@@ -287,7 +287,7 @@ class TestClasses:
         assert (Base.__test__, Derived.__test__) == (False, True)
 
     def test_collected_by_unittest(self) -> None:
-        """`unittest` collects what is a `TestCase` as well, and not what a module imports."""
+        """`unittest` collects a subclass that is a `TestCase`, and not the imported classes."""
         module = ModuleType("a_test_module")
         case = type("Mine", (TestFakeLLM, unittest.TestCase), {})
         vars(module).update({contract.__name__: contract for contract in CONTRACTS}, Mine=case)
@@ -299,7 +299,7 @@ class TestClasses:
 
     @pytest.mark.parametrize("contract", [TestFakeLLM, TestFakeSTT, TestFakeTTS, TestModel])
     def test_runs_under_unittest(self, contract: type) -> None:
-        """Under `unittest` a good provider passes, and what needs a hook is skipped."""
+        """Under `unittest` a correct provider passes; tests whose hook is missing are skipped."""
         result = run_unittest(contract)
 
         assert result.wasSuccessful()
@@ -341,23 +341,23 @@ class TestClasses:
         ],
     )
     def test_skips(self, contract: type, test: str, hook: str) -> None:
-        """A test that needs something that the class lacks is skipped, with the name of it."""
+        """A test whose hook or attribute is missing is skipped, with its name as the reason."""
         with pytest.raises(unittest.SkipTest, match=f"set or override `{hook}` to run this test"):
             getattr(contract(), f"test_{test}")()
 
 
 class TestLeftovers:
-    """What is a leftover, and what is not."""
+    """Threads and connections that count as leaked, and those that do not."""
 
     def test_kept_thread(self) -> None:
-        """A thread that the provider keeps for all calls is no leftover."""
+        """A thread that the provider keeps for all calls does not count as leaked."""
         with ThreadPoolExecutor(1) as pool:
             provider = wrong(Model, complete=lambda *_: pool.submit(lambda: ANSWER).result())
 
             run(TestModel(), "complete_leaves_nothing", make_provider=provider, time_limit=0.4)
 
     def test_thread_that_ends_later(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A thread that ends soon after the call is no leftover."""
+        """A thread that ends soon after the call does not count as leaked."""
         HANGING.clear()
         looks = count()
 
@@ -375,7 +375,7 @@ class TestLeftovers:
         )
 
     def test_kept_connection(self) -> None:
-        """A connection that is kept for the next call is no leftover, nor one released late."""
+        """A connection that is kept for the next call, or closed late, does not count as leaked."""
         connections = iter([1, 7, 4, 3])
 
         run(TestModel(), "complete_leaves_nothing", count_connections=connections.__next__)
@@ -383,7 +383,7 @@ class TestLeftovers:
         assert list(connections) == []
 
     def test_before_the_client_is_closed(self) -> None:
-        """What ends only when the client is closed is a leftover."""
+        """Threads that end only when the client is closed count as leaked."""
         with pytest.raises(AssertionError, match=LEFT_THREADS):
             run(
                 TestModel(),
@@ -414,7 +414,7 @@ class TestClosing:
         assert len(closed) == 1
 
     def test_closes_after_a_failure(self) -> None:
-        """A provider is closed after a failure, which an exception of closing does not hide."""
+        """A provider is closed after a failure, which an exception of closing does not replace."""
         closed: list[object] = []
 
         def close(provider: object) -> None:
@@ -438,7 +438,7 @@ class TestClosing:
 
 
 def run(contract: Any, test: str, **hooks: Any) -> None:
-    """Run one test of a contract, of which some methods and attributes are replaced."""
+    """Run one test of a contract class, with some replaced methods and attributes."""
     vars(contract).update(hooks)
     getattr(contract, f"test_{test}")()
 
@@ -460,7 +460,7 @@ def flatten(suite: unittest.TestSuite) -> Iterator[unittest.TestCase]:
             yield test
 
 
-# Wrong models: the test that catches each, a part of its message, and what is wrong.
+# Wrong models: for each, the test that fails, a part of its message, and the fault.
 
 
 def complete_gives(**fields: Any) -> Callable[[], Any]:
@@ -504,7 +504,7 @@ def knows_two_roles(model: Model, request: llm.CompletionRequest) -> llm.Complet
 
 
 def lacks(capability: str) -> Callable[[], Any]:
-    """Return models that ignore what they say that they cannot do."""
+    """Return models that do not raise for requests that their capabilities exclude."""
     capabilities = replace(EVERYTHING, **{capability: False})
     return wrong(Model, capabilities=lambda _: capabilities)
 
@@ -523,10 +523,10 @@ async def async_generator(*_: object) -> Any:
 
 
 class PinnedStream(Iterator[Any]):
-    """Wrong: a stream that can be used only by the thread that has opened it."""
+    """Wrong: only the thread that has opened the stream can use it."""
 
     def __init__(self, items: Iterable[Any] = CHUNKS, *, reads: bool = False) -> None:
-        """Make a stream that other threads can read, if they may."""
+        """Make a stream; other threads can read it if that is allowed."""
         self._items = iter(items)
         self._reads = reads
         self._thread = current_thread()
@@ -538,7 +538,7 @@ class PinnedStream(Iterator[Any]):
         return next(self._items)
 
     def close(self) -> None:
-        """Close the stream, if this is its thread."""
+        """Close the stream; raise in another thread than its own."""
         self._check()
 
     def _check(self) -> None:
@@ -548,7 +548,7 @@ class PinnedStream(Iterator[Any]):
 
 
 class UnclosableStream(PinnedStream):
-    """Wrong: a stream that cannot be closed before it has been read, or only then."""
+    """Wrong: the stream cannot be closed."""
 
     @override
     def close(self) -> None:
@@ -577,7 +577,7 @@ class ClosingModel(Model):
 
 
 class ForgetfulModel(Model):
-    """Wrong: it keeps the present stream in itself."""
+    """Wrong: the model has one stream at a time."""
 
     chunks: Iterator[llm.Chunk]
 
@@ -589,7 +589,7 @@ class ForgetfulModel(Model):
 
 
 class BusyModel(Model):
-    """Wrong: it serves one thread at a time."""
+    """Wrong: the model serves one thread at a time."""
 
     def __init__(self) -> None:
         """Make a model that is free."""
@@ -602,7 +602,7 @@ class BusyModel(Model):
             self._has_refused.set()
             msg = "busy"
             raise RuntimeError(msg)
-        self._has_refused.wait(TIMEOUT)  # until a second thread has come
+        self._has_refused.wait(TIMEOUT)  # until a second thread has called
         return ANSWER
 
     @override
@@ -630,7 +630,7 @@ LEFT_THREADS = r"left threads running after 0.4 s: left, left, left; each must e
 
 
 def case(test: str, message: str, provider: Any = None, **hooks: Any) -> Any:
-    """Return a wrong provider: the test that catches it, and a pattern of the message."""
+    """Return a case: the test that fails, a pattern of its message, and the wrong provider."""
     if provider is not None:
         hooks["make_provider"] = provider
     return pytest.param(test, message, hooks, id=f"{test}: {message}")
@@ -854,7 +854,7 @@ WRONG_MODELS = [
         "did not raise, although the connection was closed in the middle",
         stream_gives(llm.Chunk(content="Hel")),
     ),
-    # what is left
+    # leaked threads and connections
     case(
         "streams_leave_nothing",
         f"to its end {LEFT_THREADS}",
@@ -961,7 +961,7 @@ WRONG_MODELS = [
         "ignored one of `unsupported_requests`",
         unsupported_requests=[TOOL_REQUEST],
     ),
-    # the rest
+    # other rules
     case(
         "count_tokens",
         "returned 0 for `request`: return how many tokens",
@@ -990,7 +990,7 @@ WRONG_MODELS = [
 
 @pytest.mark.parametrize(("test", "message", "hooks"), WRONG_MODELS)
 def test_wrong_models(test: str, message: str, hooks: dict[str, Any]) -> None:
-    """Each wrong model is caught, with a message that says what to do."""
+    """Each wrong model fails its test, with a message that describes what to do."""
     check_is_caught(TestModel(), test, message, hooks)
 
 
@@ -1004,12 +1004,12 @@ def check_is_caught(contract: Any, test: str, message: str, hooks: dict[str, Any
 
 
 def speaks(*pieces: Any) -> Callable[[], Any]:
-    """Return synthesisers that speak these pieces, whatever the text."""
+    """Return synthesisers that return these pieces of audio for any text."""
     return wrong(Synthesiser, synthesize_stream=lambda *_: iter(pieces))
 
 
 def measure_text(_: object, text: Any, _voice: object) -> list[bytes]:
-    """Expect that a text has a length."""
+    """Call `len` with the text."""
     return [b"audio"] * len(text)
 
 
@@ -1020,12 +1020,12 @@ def read_twice(_: object, text: Iterable[str], _voice: object) -> Iterator[bytes
 
 
 def stop_at_empty(_: object, text: Iterable[str], _voice: object) -> Iterator[bytes]:
-    """Take an empty fragment for the end of the text."""
+    """Treat an empty fragment as the end of the text."""
     yield from (fragment.encode() for fragment in iter(partial(next, iter(text), ""), ""))
 
 
 def speak_in_thread(*, error_ends: bool, waits: bool = True) -> Any:
-    """Read the text in a thread of its own, whose exceptions are lost, or end the audio."""
+    """Read the text in another thread, whose exceptions are lost or end the audio."""
 
     def synthesize(_: object, text: Iterable[str], _voice: object) -> Iterator[bytes]:
         pieces: SimpleQueue[bytes | None] = SimpleQueue()
@@ -1167,7 +1167,7 @@ WRONG_SYNTHESISERS = [
 
 @pytest.mark.parametrize(("test", "message", "hooks"), WRONG_SYNTHESISERS)
 def test_wrong_synthesisers(test: str, message: str, hooks: dict[str, Any]) -> None:
-    """Each wrong synthesiser is caught, with a message that says what to do."""
+    """Each wrong synthesiser fails its test, with a message that describes what to do."""
     check_is_caught(TestSynthesiser(), test, message, hooks)
 
 
@@ -1184,7 +1184,7 @@ def hears(**fields: Any) -> Callable[[], Any]:
 
 
 class OnceClosedLine(Line):
-    """Wrong: a session that cannot be closed again."""
+    """Wrong: the session cannot be closed twice."""
 
     is_closed = False
 
@@ -1198,7 +1198,7 @@ class OnceClosedLine(Line):
 
 
 class OneLineRecogniser(Recogniser):
-    """Wrong: a recogniser that has one session at a time, and none after it."""
+    """Wrong: the recogniser has one session at a time, and none after it."""
 
     lines = 0
 
@@ -1218,7 +1218,7 @@ def block_when_unread(line: Line, _audio: bytes) -> None:
 
 
 def break_finals(line: Line, _audio: bytes) -> None:
-    """Break off, but let partial transcripts end as if they were whole."""
+    """Break off, but let partial transcripts end as if they were complete."""
     line.queues[False].put(stt.Transcript(text="hel"))
     line.queues[False].put(None)
     line.queues[True].put(CUT)
@@ -1382,7 +1382,7 @@ WRONG_RECOGNISERS = [
 
 @pytest.mark.parametrize(("test", "message", "hooks"), WRONG_RECOGNISERS)
 def test_wrong_recognisers(test: str, message: str, hooks: dict[str, Any]) -> None:
-    """Each wrong recogniser is caught, with a message that says what to do."""
+    """Each wrong recogniser fails its test, with a message that describes what to do."""
     check_is_caught(TestRecogniser(), test, message, hooks)
 
 
@@ -1395,7 +1395,7 @@ def test_wrong_recognisers(test: str, message: str, hooks: dict[str, Any]) -> No
     ],
 )
 def test_each_test_catches_something(contract: type, cases: list[Any]) -> None:
-    """Each contract test has a wrong provider that it catches; those of streams have a model."""
+    """Each contract test fails for a wrong provider; those of streams fail for a model."""
     tests = {name.removeprefix("test_") for name in dir(contract) if name.startswith("test_")}
     shared = {case.values[0] for case in WRONG_MODELS if case.values[0] in dir_of_streams()}
 

@@ -1,4 +1,4 @@
-"""Settings that one provider of a group has for itself."""
+"""Settings of a single provider of a group."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ class TestSettingsOfOneProvider:
     """`circuit_breaker` sets the breaker of one provider."""
 
     def test_replaces_those_of_the_group(self) -> None:
-        """The primary and each fallback may have settings of their own; each keeps its name."""
+        """Primary and fallbacks may have their own settings; the breakers keep their names."""
         clock = ManualClock()
         own = CircuitBreakerConfig(name="ignored", max_failures=1, reset_timeout=5, clock=clock)
         group = FallbackGroup(
@@ -77,7 +77,7 @@ class TestSettingsOfOneProvider:
 
     @pytest.mark.parametrize("wrong", [3, FallbackConfig()])
     def test_refuses(self, wrong: Any) -> None:
-        """What is no `CircuitBreakerConfig` is refused, and nothing is added."""
+        """A value that is not a `CircuitBreakerConfig` is rejected, and no provider is added."""
         group = FallbackGroup("a", "a")
 
         with pytest.raises(TypeError, match="circuit_breaker must be a CircuitBreakerConfig"):
@@ -86,7 +86,7 @@ class TestSettingsOfOneProvider:
         assert list(group.breakers) == ["a"]
 
     def test_through_the_adapters(self) -> None:
-        """All adapters take it for the primary and for fallbacks."""
+        """All adapters accept the settings for the primary and for fallbacks."""
         own = CircuitBreakerConfig(max_failures=1)
         model = LLMFallback(FakeLLM(ConnectionError()), "a", circuit_breaker=own)
         model.add_fallback("b", FakeLLM(ConnectionError()), circuit_breaker=own)

@@ -131,7 +131,7 @@ def file_of(module: str) -> Path:
 
 
 def imports_of(module: str) -> set[str]:
-    """Return the modules of ours that a module imports, wherever in it."""
+    """Return the modules of the library that a module imports, at any place in it."""
     tree = ast.parse(file_of(module).read_text(encoding="utf-8"))
     found: set[str] = set()
     for node in ast.walk(tree):
@@ -155,7 +155,7 @@ def test_no_cycles() -> None:
 
 @pytest.mark.parametrize("name", ["llm", "stt", "tts", "http", "aio", "exceptions"])
 def test_contracts_import_nothing_but_exceptions(name: str) -> None:
-    """These import nothing of ours but `exceptions`, which imports nothing."""
+    """These modules import only `exceptions` of the library, which imports nothing of it."""
     assert imports_of(name) <= {"exceptions"} - {name}
 
 
@@ -177,7 +177,7 @@ def test_ready_made_providers_import_the_contracts(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in MODULES if name.split(".")[0] in MECHANISM])
 def test_mechanism_imports_no_contracts(name: str) -> None:
-    """The modules of breakers and groups import nothing of language or speech."""
+    """The modules of breakers and groups do not import the contracts."""
     assert imports_of(name).isdisjoint({"llm", "stt", "tts"})
 
 

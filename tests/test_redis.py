@@ -1,6 +1,7 @@
-"""`RedisNews` with a Redis that is part of the test: no network, and everything it may do wrong.
+"""`RedisNews` with a fake Redis, without a network, and with all faults of a Redis server.
 
-With a real one: `integration/test_redis.py`. What the messages mean: `test_news.py`.
+Tests with a real server are in `integration/test_redis.py`, tests of the messages' effects in
+`test_news.py`.
 """
 
 import copy
@@ -24,7 +25,7 @@ from resilience.redis import RedisNews
 from resilience.testing import ManualClock
 
 LIMIT = 30.0
-"""Seconds after which a test has failed."""
+"""Time limit of a test in seconds."""
 
 OPENED: dict[str, object] = {
     "kind": "opened",
@@ -37,10 +38,10 @@ OPENED: dict[str, object] = {
 
 
 class Server:
-    """A Redis, as far as the news need one, and clients for it."""
+    """A fake Redis with the commands that `RedisNews` uses, and clients for it."""
 
     def __init__(self) -> None:
-        """Keep nothing yet."""
+        """Start without keys."""
         self.changed = threading.Condition(threading.RLock())
         self.kept: dict[str, tuple[object, int]] = {}
         self.commands: list[tuple[str, tuple[object, ...]]] = []
@@ -57,7 +58,7 @@ class Server:
         self.encode: Callable[[str], object] = str
 
     def pubsub(self) -> "Subscription":
-        """Return what is subscribed to nothing."""
+        """Return a subscription without a channel."""
         return Subscription(self)
 
     def pipeline(self, *, transaction: bool) -> "Pipeline":
@@ -66,7 +67,7 @@ class Server:
         return Pipeline(self)
 
     def enter(self, *command: object) -> None:
-        """Begin a command, which may hang or fail."""
+        """Record a command, which may hang or fail."""
         with self.changed:
             self.commands.append((threading.current_thread().name, command))
             self.changed.notify_all()
@@ -85,24 +86,24 @@ class Server:
         return len(self.subscriptions)
 
     def wait_for(self, has_happened: Callable[[], object]) -> None:
-        """Wait until something has happened; it is looked at with every command."""
+        """Wait until a condition is true; it is checked after every command."""
         with self.changed:
             assert self.changed.wait_for(has_happened, LIMIT)
 
     def settle(self) -> None:
-        """Wait until everything that was delivered before has been dealt with."""
+        """Wait until all messages that were delivered before have been handled."""
         marks = [(each, len(each.asked)) for each in self.subscriptions]
         self.wait_for(
             lambda: all(each.is_closed or len(each.asked) > mark + 1 for each, mark in marks)
         )
 
     def named(self, name: str) -> list[tuple[object, ...]]:
-        """Return the commands of a name."""
+        """Return the commands with a name."""
         with self.changed:
             return [command for _, command in self.commands if command[0] == name]
 
     def published(self) -> list[dict[str, object]]:
-        """Return what was published."""
+        """Return the published messages."""
         return [json.loads(str(message)) for _, _, message in self.named("publish")]
 
 
@@ -110,7 +111,7 @@ class Subscription:
     """One connection of a subscriber."""
 
     def __init__(self, server: Server) -> None:
-        """Be connected to nothing."""
+        """Make a subscription without a channel."""
         self.server = server
         self.channel = ""
         self.messages: SimpleQueue[dict[str, object]] = SimpleQueue()
@@ -118,7 +119,7 @@ class Subscription:
         self.is_closed = False
 
     def subscribe(self, channel: str) -> None:
-        """Subscribe, which is confirmed by a message."""
+        """Subscribe; a message confirms it."""
         self.server.enter("subscribe", channel)
         self.channel = channel
         with self.server.changed:
@@ -126,7 +127,7 @@ class Subscription:
         self.messages.put({"type": "subscribe", "channel": channel, "data": 1})
 
     def get_message(self, *, timeout: float) -> Mapping[str, object] | None:
-        """Return the next message, None if there is none in time."""
+        """Return the next message; None if there is none within the timeout."""
         with self.server.changed:
             self.asked.append(timeout)
             self.server.changed.notify_all()
@@ -139,13 +140,13 @@ class Subscription:
             return None
 
     def ping(self) -> None:
-        """Be answered, if the server speaks."""
+        """Receive an answer, if the server is not silent."""
         self.server.enter("ping")
         if not self.server.is_silent:
             self.messages.put({"type": "pong", "channel": None, "data": ""})
 
     def close(self) -> None:
-        """Be unsubscribed."""
+        """Unsubscribe."""
         with self.server.changed:
             self.is_closed = True
             self.server.subscriptions.remove(self) if self.channel else None
@@ -181,7 +182,7 @@ class Pipeline:
         self.commands.append(("publish", channel, message))
 
     def execute(self, *, raise_on_error: bool) -> Sequence[object]:
-        """Send all, and return the replies."""
+        """Send all commands, and return the replies."""
         assert not raise_on_error
         return [self._execute(*command) for command in self.commands]
 
@@ -203,7 +204,7 @@ class Pipeline:
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Server:
-    """Return a Redis; what the threads do from time to time they do often."""
+    """Return a fake Redis; the intervals of the threads are short."""
     monkeypatch.setattr(redis, "_CHECK_INTERVAL", 0.01)
     monkeypatch.setattr(redis, "_MIN_RETRY_DELAY", 0.01)
     return Server()
@@ -211,7 +212,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Server:
 
 @pytest.fixture
 def start(server: Server) -> Iterator[Callable[..., RedisNews]]:
-    """Return a function that starts the news of a breaker, which end with the test."""
+    """Return a function that starts a `RedisNews`, which is closed at the end of the test."""
     with ExitStack() as stack:
 
         def start(breaker: CircuitBreaker, namespace: str = "chat", **options: Any) -> RedisNews:  # noqa: ANN401
@@ -224,12 +225,12 @@ def start(server: Server) -> Iterator[Callable[..., RedisNews]]:
 
 
 def alive() -> list[threading.Thread]:
-    """Return the threads of all news that have not ended."""
+    """Return the running threads of all `RedisNews`."""
     return [each for each in threading.enumerate() if each.name.startswith("resilience-redis")]
 
 
 def join_all(threads: Sequence[threading.Thread] = ()) -> None:
-    """Wait until threads have ended, or else all of them."""
+    """Wait until these threads have ended, or all of them if none are given."""
     for thread in threads or alive():
         thread.join(LIMIT)
         assert not thread.is_alive()
@@ -256,7 +257,7 @@ def threads_of(server: Server) -> set[str]:
 
 
 def link_lines(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
-    """Return levels and texts of what was logged of the link."""
+    """Return levels and texts of the log lines about the connection."""
     return [
         (record.levelname, record.getMessage())
         for record in caplog.records
@@ -266,20 +267,20 @@ def link_lines(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
 
 @pytest.fixture(autouse=True)
 def _all_levels_and_no_threads(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """See the records of every level, and leave no thread to the next test."""
+    """Record all log levels, and check that no thread is left for the next test."""
     caplog.set_level(logging.DEBUG, "resilience")
     yield
     join_all()
 
 
 class TestTelling:
-    """What a process tells."""
+    """Changes that a process sends."""
 
     @pytest.mark.parametrize("encode", [str, str.encode])
     def test_opens_and_closes(
         self, server: Server, start: Start, encode: Callable[[str], object]
     ) -> None:
-        """An opening opens the other breaker, and a closing lets it probe."""
+        """An opening opens the other breaker, and a closing makes it half-open."""
         server.encode = encode
         clock = ManualClock()
         first, second = make_breaker(clock=clock), make_breaker()
@@ -296,7 +297,7 @@ class TestTelling:
         assert server.kept == {}
 
     def test_is_kept_first(self, server: Server, start: Start) -> None:
-        """The key expires with the opening, and is there before the message."""
+        """The key expires with the open period, and is stored before the message is sent."""
         breaker = make_breaker(reset_timeout=7.5)
         start(breaker)
         fail(breaker)
@@ -323,7 +324,7 @@ class TestTelling:
         assert server.published()[-1]["kind"] == "reset"
 
     def test_no_call_waits(self, server: Server, start: Start) -> None:
-        """No command is sent in the thread of a call, which goes on though Redis hangs."""
+        """No command is sent in the thread of a call, which continues although Redis hangs."""
         breaker = make_breaker()
         news = start(breaker, operators=True)
         server.gate = threading.Event()
@@ -339,7 +340,7 @@ class TestTelling:
     def test_is_told_at_once(
         self, server: Server, start: Start, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """An opening is told when it happens, even before the application's listener has ended."""
+        """An opening is sent at once, before the application's listener has returned."""
         listened: list[bool] = []
 
         def listen(_: object) -> None:
@@ -357,7 +358,7 @@ class TestTelling:
         assert listened == [True]
 
     def test_many_changes(self, server: Server, start: Start) -> None:
-        """A thousand openings while Redis hangs need no memory; the last state is told."""
+        """A thousand openings while Redis hangs need no memory; the last state is sent."""
         breaker = make_breaker()
         news = start(breaker)
         server.gate = threading.Event()
@@ -375,7 +376,7 @@ class TestTelling:
         assert len(server.published()) <= 4
 
     def test_is_looked_at(self, server: Server, start: Start) -> None:
-        """What no event tells, such as the isolation of an open breaker, is told with the time."""
+        """Changes without an event, such as isolating an open breaker, are sent after a while."""
         breaker = make_breaker()
         start(breaker, operators=True)
         breaker._events.watchers = ()
@@ -387,7 +388,7 @@ class TestTelling:
     def test_is_looked_at_among_changes(
         self, server: Server, start: Start, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """All are looked at in time, however many changes there are."""
+        """All breakers are checked at each interval, however many changes there are."""
         looked: list[int] = []
         news = start(make_breaker())
         news.close()
@@ -417,10 +418,10 @@ class TestTelling:
 
 
 class TestHearing:
-    """What a process makes of what it reads."""
+    """Effects of messages and keys that a process reads."""
 
     def test_starts_late(self, server: Server, start: Start) -> None:
-        """It opens for the time for which the key is kept, not for that in the message."""
+        """A breaker opens until its key expires, not for the time in the message."""
         server.kept["chat:opened:model"] = (json.dumps(OPENED), 4000)
         breaker = make_breaker()
         start(breaker)
@@ -442,7 +443,7 @@ class TestHearing:
     def test_strange_keys(
         self, server: Server, start: Start, key: str, changes: dict[str, object], milliseconds: int
     ) -> None:
-        """A key of another breaker or namespace, or with something else in it, is ignored."""
+        """A key of another breaker or namespace, or with invalid content, is ignored."""
         server.kept[key] = (json.dumps({**OPENED, **changes}), milliseconds)
         breaker = make_breaker()
         start(breaker, operators=True)
@@ -466,7 +467,7 @@ class TestHearing:
         assert caplog.records == []
 
     def test_isolated(self, server: Server, start: Start) -> None:
-        """A process that starts late reads isolations, too, if it follows operators."""
+        """A process that starts late reads isolations too, with `operators=True`."""
         server.kept["chat:isolated:model"] = (json.dumps({**OPENED, "kind": "isolated"}), 4000)
         first, second = make_breaker(), make_breaker()
         start(first)
@@ -491,7 +492,7 @@ class TestHearing:
         ],
     )
     def test_nonsense(self, server: Server, start: Start, message: object) -> None:
-        """A message that is not valid, or of an unknown breaker, is ignored, and the next heard."""
+        """An invalid message, or one of an unknown breaker, is ignored; the next one is applied."""
         breaker = make_breaker()
         start(breaker)
         server.deliver(message)
@@ -514,7 +515,7 @@ class TestHearing:
             assert breaker.snapshot().retry_after == seconds
 
     def test_namespaces(self, server: Server, start: Start) -> None:
-        """Breakers of another namespace are left alone."""
+        """Breakers of another namespace are not changed."""
         first, second = make_breaker(), make_breaker()
         start(first)
         start(second, "else")
@@ -525,7 +526,7 @@ class TestHearing:
         assert second.state is State.CLOSED
 
     def test_own_messages(self, server: Server, start: Start) -> None:
-        """A process does not do what it has told itself, also after a reconnection."""
+        """A process does not apply its own messages, also after a reconnection."""
         breaker = make_breaker()
         news = start(breaker, operators=True)
         message = json.dumps({**OPENED, "origin": news._origin})
@@ -539,7 +540,7 @@ class TestHearing:
     def test_is_logged(
         self, server: Server, start: Start, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """What was heard is logged with its origin, once for each change of state."""
+        """A received change is logged with its origin, once for each change of state."""
         breaker = make_breaker()
         start(breaker, operators=True)
         for news in (OPENED, {**OPENED, "seconds": 20.0}, {**OPENED, "kind": "isolated"}):
@@ -559,7 +560,7 @@ class TestHearing:
     def test_a_clock_that_raises(
         self, server: Server, start: Start, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """What raises in the application's own code is logged, and the next message heard."""
+        """An exception of the application's code is logged, and the next message is applied."""
         errors: list[Exception] = []
 
         def clock() -> float:
@@ -584,10 +585,10 @@ class TestHearing:
 
 
 class TestLosses:
-    """Redis is never needed."""
+    """Calls work without Redis."""
 
     def test_is_down(self, server: Server, start: Start, caplog: pytest.LogCaptureFixture) -> None:
-        """One WARNING and one INFO; what happened in between is told and read afterwards."""
+        """One WARNING and one INFO are logged; missed changes are sent and read afterwards."""
         first, second = make_breaker(), make_breaker()
         start(first)
         start(second)
@@ -607,7 +608,7 @@ class TestLosses:
         assert sorted(link_lines(caplog)) == [resumed, resumed, stopped, stopped]
 
     def test_is_down_at_first(self, server: Server, caplog: pytest.LogCaptureFixture) -> None:
-        """It starts without Redis, and hears what is kept when there is one."""
+        """It starts without Redis, and reads the keys when Redis is available."""
         server.down = TimeoutError()
         server.kept["chat:opened:model"] = (json.dumps(OPENED), 4000)
         breaker = make_breaker()
@@ -639,7 +640,7 @@ class TestLosses:
         ]
 
     def test_is_full(self, server: Server, start: Start, caplog: pytest.LogCaptureFixture) -> None:
-        """What cannot be kept is told all the same, and kept when there is room."""
+        """If Redis is full, changes are still published, and stored when there is room."""
         first, second = make_breaker(), make_breaker()
         start(first)
         start(second)
@@ -657,7 +658,7 @@ class TestLosses:
         assert "chat:opened:model" in server.kept
 
     def test_cannot_be_read(self, server: Server, caplog: pytest.LogCaptureFixture) -> None:
-        """Messages are heard though no key can be read, and the keys are read when they can."""
+        """Messages are applied although no key can be read; the keys are read when they can be."""
         server.errors["get"] = PermissionError()
         server.kept["chat:opened:model"] = (json.dumps({**OPENED, "seconds": 99.0}), 99_000)
         breaker = make_breaker()
@@ -676,7 +677,7 @@ class TestLosses:
         ]
 
     def test_one_key_cannot_be_read(self, server: Server) -> None:
-        """The keys that can be read are."""
+        """Keys that can be read are applied although another one cannot be read."""
         server.kept["chat:opened:model"] = (json.dumps(OPENED), 4000)
         breaker, other = make_breaker(), make_breaker()
         broken: Any = TypeError()
@@ -693,8 +694,8 @@ class TestLosses:
         caplog: pytest.LogCaptureFixture,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        """A connection on which nothing comes is asked, and given up if there is no answer."""
-        monkeypatch.setattr(redis, "_PING_AFTER", 0.5)  # long for any pause of a busy machine
+        """A PING is sent on a silent connection, which is closed if there is no answer."""
+        monkeypatch.setattr(redis, "_PING_AFTER", 0.5)  # longer than any pause of a busy machine
         start(make_breaker())
         server.wait_for(lambda: len(server.named("ping")) > 1)
         assert link_lines(caplog) == []
@@ -710,7 +711,7 @@ class TestLosses:
         )
 
     def test_connects_again_by_itself(self, server: Server, start: Start) -> None:
-        """When the client has subscribed again, the keys are read and openings told again."""
+        """When the client has subscribed again, the keys are read and openings sent again."""
         first, second = make_breaker(), make_breaker()
         start(first)
         fail(first)
@@ -724,7 +725,7 @@ class TestLosses:
         assert second.state is State.OPEN
 
     def test_closings_are_told_once(self, server: Server, start: Start) -> None:
-        """After a reconnection a closing is not told again."""
+        """After a reconnection a closing is not sent again."""
         breaker = make_breaker()
         start(breaker)
         fail(breaker)
@@ -740,7 +741,7 @@ class TestLosses:
         assert [news["kind"] for news in server.published()] == ["opened", "closed"]
 
     def test_asks_once(self, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A silent connection is asked once before it is given up."""
+        """One PING is sent on a silent connection before it is closed."""
         news = start(make_breaker())
         news.close()
         join_all()
@@ -761,7 +762,7 @@ class TestLosses:
     def test_growing_delay(
         self, server: Server, start: Start, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """The delays between two attempts grow up to a limit, and begin again after a long time."""
+        """The delays between attempts grow up to a limit; after a long connection they restart."""
         delays: list[float] = []
         over = 12
 
@@ -784,7 +785,7 @@ class TestLosses:
         assert delays == [0.01, 0.01]
 
     def test_a_sender_that_fails(self, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-        """It tries again after growing delays, and at once when Redis is back."""
+        """It tries again after growing delays, and at once when Redis is available again."""
         breaker = make_breaker()
         news = start(breaker)
         news.close()
@@ -814,7 +815,7 @@ class TestLosses:
         assert timeouts == [1.0, 2.0, 4.0, 8.0, 10.0, 10.0, 1.0]
 
     def test_a_log_handler_that_raises(self, server: Server) -> None:
-        """It ends no thread."""
+        """A log handler that raises ends no thread."""
 
         class Raising(logging.Handler):
             @override
@@ -840,10 +841,10 @@ class TestLosses:
 
 
 class TestLife:
-    """Beginning and end, and forks."""
+    """Start, end and forks."""
 
     def test_close(self, server: Server) -> None:
-        """After `close()` nothing is told or done, and the threads end; twice is once."""
+        """After `close()` nothing is sent or applied, and the threads end; it may be repeated."""
         breaker = make_breaker()
         news = RedisNews(server, "chat", {"model": breaker})
         server.wait_for(lambda: server.named("pttl"))
@@ -863,7 +864,7 @@ class TestLife:
         assert breaker._events.watchers == ()
 
     def test_close_while_down(self, server: Server, caplog: pytest.LogCaptureFixture) -> None:
-        """The threads end without a further try, whatever the delay."""
+        """The threads end without a further attempt, whatever the delay is."""
         server.down = ConnectionError()
         news = RedisNews(server, "chat", {"model": make_breaker()})
         server.wait_for(lambda: len(server.named("subscribe")) > 5)
@@ -884,11 +885,11 @@ class TestLife:
         assert link_lines(caplog) == []
 
     def test_repr(self, start: Start) -> None:
-        """It names the namespace and the breakers."""
+        """The `repr` has the namespace and the breakers."""
         assert repr(start(make_breaker())) == "<RedisNews 'chat' of 'model'>"
 
     def test_copy(self, start: Start) -> None:
-        """It cannot be copied."""
+        """A `RedisNews` cannot be copied."""
         with pytest.raises(TypeError, match="RedisNews cannot be copied"):
             copy.copy(start(make_breaker()))
 
@@ -915,7 +916,7 @@ class TestLife:
     def test_arguments(
         self, server: Server, arguments: dict[str, Any], error: type[Exception], text: str
     ) -> None:
-        """A wrong argument is refused by name, and no thread is started."""
+        """A wrong argument is rejected and named, and no thread is started."""
         given: dict[str, Any] = {"client": server, "namespace": "chat", "breakers": {}, **arguments}
 
         with pytest.raises(error, match=text):
@@ -923,7 +924,7 @@ class TestLife:
         assert alive() == []
 
     def test_an_asynchronous_client(self) -> None:
-        """A client for asyncio is refused."""
+        """A client for asyncio is rejected."""
 
         class AsyncSubscription:
             async def subscribe(self, channel: str) -> None: ...
@@ -939,7 +940,7 @@ class TestLife:
             RedisNews(client, "chat", {})
 
     def test_no_thread(self, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-        """If the second thread cannot be started, the first one ends, and nothing is watched."""
+        """If the second thread cannot be started, the first one ends, and nothing is attached."""
         start = threading.Thread.start
 
         def start_one(thread: threading.Thread) -> None:
@@ -957,12 +958,12 @@ class TestLife:
         assert breaker._events.watchers == ()
 
     def test_fork(self, server: Server, start: Start) -> None:
-        """A child has threads and an origin of its own, and tells what it finds."""
+        """A child has threads and an origin of its own, and sends its changes."""
         breaker = make_breaker()
         news = start(breaker)
         origin, old = news._origin, alive()
         server.gate = threading.Event()
-        fail(breaker)  # and is not looked at any more
+        fail(breaker)  # and is not checked any more
         _fork._renew_all()
         server.gate.set()
         join_all(old)
@@ -976,7 +977,7 @@ class TestLife:
         server.wait_for(lambda: len(server.named("set")) > 1)
 
     def test_fork_after_close(self, start: Start) -> None:
-        """A child of what is closed has no threads."""
+        """A child of a closed `RedisNews` has no threads."""
         start(make_breaker()).close()
         join_all()
         _fork._renew_all()
@@ -989,7 +990,7 @@ class TestLife:
         monkeypatch: pytest.MonkeyPatch,
         caplog: pytest.LogCaptureFixture,
     ) -> None:
-        """A child that can start no thread goes on without news."""
+        """A child that can start no thread works without messages."""
 
         def refuse(_: threading.Thread) -> None:
             msg = "can't start new thread"
@@ -1022,7 +1023,7 @@ class TestLife:
         assert locks == [False]
 
     def test_origin(self, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-        """It names host and process, and no two are equal; a strange host is left out."""
+        """An origin has host and process, and is unique; an unusual host name is left out."""
         news = start(make_breaker())
         assert f":{os.getpid()}:" in news._origin
         strange = SimpleNamespace(gethostname=lambda: "h\xf6st\n" + "x" * 100)

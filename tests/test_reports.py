@@ -1,4 +1,4 @@
-"""Reports of attempts, and how answers and representations name the provider."""
+"""Reports of attempts, and the provider's name in answers and representations."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ from resilience.testing import Delay, FakeLLM, FakeSession, FakeSTT, FakeTTS
 
 
 def test_reports_name_the_operation() -> None:
-    """`operation` is the method of the contract, or the verb of the group."""
+    """`operation` is the method of the contract or of the group."""
     recorder = Recorder()
     config = recorder.config
     model = LLMFallback(FakeLLM("answer"), "a", config)
@@ -86,7 +86,7 @@ def test_reports_have_the_time_to_the_first_item(*, lazy: bool) -> None:
 
 
 def test_the_answer_names_its_provider() -> None:
-    """`CompletionResponse.provider` is the entry that answered; the provider's own is unchanged."""
+    """`CompletionResponse.provider` is the provider's name; the provider's object is unchanged."""
     answer = llm.CompletionResponse(content="yes", provider="inner")
     group = LLMFallback(FakeLLM(ConnectionError()), "first")
     group.add_fallback("second", FakeLLM(answer))
@@ -101,7 +101,7 @@ def test_the_answer_names_its_provider() -> None:
 
 
 def test_the_answer_may_be_a_stand_in() -> None:
-    """An answer of the application's own class is returned as it is."""
+    """An answer of the application's own class is returned unchanged."""
 
     class Answer:
         content = "yes"
@@ -119,7 +119,7 @@ def test_the_answer_may_be_a_stand_in() -> None:
 
 
 def test_a_group_shows_its_breakers() -> None:
-    """Its `repr` has the state of each provider, that of a stream its provider and state."""
+    """The `repr` of a group has the states, that of a stream its provider and state."""
     group = FallbackGroup("a", "a")
     group.add_fallback("b", "b")
     group.breakers["a"].isolate()
@@ -132,7 +132,7 @@ def test_a_group_shows_its_breakers() -> None:
 
 
 class TestSubclassesOfAnswers:
-    """The name is put into a copy of an answer of the application's own subclass, too."""
+    """The name is put into a copy of an answer of the application's own subclass."""
 
     def complete(self, answer: llm.CompletionResponse) -> Any:  # noqa: ANN401
         """Return the answer through a group."""
@@ -140,7 +140,7 @@ class TestSubclassesOfAnswers:
         return group.complete(llm.CompletionRequest(messages=()))
 
     def test_with_a_constructor_of_its_own(self) -> None:
-        """Its constructor is not called, and what it has set is kept."""
+        """The constructor of the subclass is not called, and its attributes are kept."""
 
         class Answer(llm.CompletionResponse):
             def __init__(self, raw: dict[str, int]) -> None:
@@ -156,7 +156,7 @@ class TestSubclassesOfAnswers:
         assert answer.provider is None
 
     def test_with_more_fields(self) -> None:
-        """Fields that its constructor does not take are kept."""
+        """Fields that the constructor does not take are kept."""
 
         @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
         class Answer(llm.CompletionResponse):
@@ -170,7 +170,7 @@ class TestSubclassesOfAnswers:
         assert (served.provider, served.cost) == ("named", 0.5)
 
     def test_a_mock(self) -> None:
-        """A mock of an answer is returned as it is."""
+        """A mock of an answer is returned unchanged."""
         answer = Mock(spec=llm.CompletionResponse)
         model = Mock(spec=llm.Provider)
         model.complete.return_value = answer

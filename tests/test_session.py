@@ -29,7 +29,7 @@ from resilience.testing import FakeSession
 
 
 class Line:
-    """A connection, as a provider opens it."""
+    """A connection that a provider opens."""
 
     def __init__(self) -> None:
         """Open it."""
@@ -37,7 +37,7 @@ class Line:
         self.threads: list[int] = []
 
     def send(self, text: str) -> str:
-        """Return what the other side answers."""
+        """Return an answer."""
         return text.upper()
 
     def refuse(self) -> NoReturn:
@@ -56,7 +56,7 @@ class Line:
 
 
 class Server:
-    """A provider of lines."""
+    """A provider that opens connections."""
 
     def __init__(self, error: Exception | None = None) -> None:
         """Raise an error at each opening, if there is one."""
@@ -64,7 +64,7 @@ class Server:
         self.opened: list[Line] = []
 
     def connect(self) -> Line:
-        """Open a line."""
+        """Open a connection."""
         if self.error is not None:
             raise self.error
         self.opened.append(Line())
@@ -72,10 +72,10 @@ class Server:
 
 
 class Switchboard:
-    """A group of servers whose breakers open at the first failure."""
+    """A group of providers whose breakers open at the first failure."""
 
     def __init__(self, *servers: Server, **settings: Any) -> None:  # noqa: ANN401
-        """Name the servers 0, 1 and so on."""
+        """Name the providers 0, 1 and so on."""
         recorder = Recorder(
             breaker={"failure_on": lambda error: not isinstance(error, ValueError)}, **settings
         )
@@ -136,7 +136,7 @@ class TestOpening:
     @pytest.mark.parametrize("wrong", ["none", "coroutine"])
     @pytest.mark.parametrize("attempt_timeout", [0, 60])
     def test_what_is_no_handle(self, wrong: str, attempt_timeout: float) -> None:
-        """None or a coroutine in place of a handle fails the attempt, naming provider and kind."""
+        """None or a coroutine instead of a handle fails the attempt, and the provider is named."""
 
         async def connect() -> None:
             pass
@@ -149,7 +149,7 @@ class TestOpening:
         assert board.outcomes() == [Outcome.FAILED]
 
     def test_a_late_handle_is_closed(self, hang: Hang) -> None:
-        """What a provider opens after its time is up is closed, and the next one serves."""
+        """A handle that is opened after the time limit is closed, and the next provider serves."""
         closed = threading.Event()
 
         class Late(Line):
@@ -269,7 +269,7 @@ class TestOutcome:
         assert session.handle.closings == 1
 
     def test_dropping_it(self) -> None:
-        """A session that is dropped closes its handle, and never counts."""
+        """If a session is dropped, its handle is closed, and nothing is recorded."""
         board = Switchboard(Server())
         session = board.connect()
         line = session.handle
@@ -281,7 +281,7 @@ class TestOutcome:
         assert board.outcomes() == [Outcome.CANCELLED]
 
     def test_dropping_it_releases_the_slot_of_a_probe(self) -> None:
-        """A probe's slot is free after its session was dropped."""
+        """If the session of a probe is dropped, its slot is released."""
         board = Switchboard(Server())
         board.make_due()
 
@@ -320,7 +320,7 @@ class TestOutcome:
             assert session.execute(str.upper) == "A"
 
     def test_close_raises(self) -> None:
-        """What the handle's `close()` raises is raised by `close()`; the call has succeeded."""
+        """An exception of the handle's `close()` is raised by `close()`; the call has succeeded."""
 
         class Stuck(Line):
             def close(self) -> None:
@@ -335,7 +335,7 @@ class TestOutcome:
         assert board.outcomes() == [Outcome.SUCCEEDED]
 
     def test_close_hides_no_other_exception(self, caplog: pytest.LogCaptureFixture) -> None:
-        """What `close()` raises after the caller's own exception is logged."""
+        """An exception of `close()` after the caller's own exception is logged."""
 
         class Stuck(Line):
             def close(self) -> None:
@@ -354,10 +354,10 @@ class TestOutcome:
 
 
 class TestStream:
-    """An exception of what a session streams settles its call."""
+    """An exception of an iterator of a session settles its call."""
 
     def test_items_and_error(self) -> None:
-        """Items arrive as they come; the error is raised unchanged and settles the call."""
+        """Items are returned as they arrive; the error is raised unchanged and settles the call."""
         board = Switchboard(Server())
         session = board.connect()
         lines = session.stream(Line.lines)
@@ -370,7 +370,7 @@ class TestStream:
         assert board.outcomes() == [Outcome.FAILED]
 
     def test_leaving_it_closes_the_iterable(self) -> None:
-        """Closing the iterator closes what the function has returned, and settles nothing."""
+        """Closing the iterator closes the iterable of the function, and settles nothing."""
         closed: list[bool] = []
 
         def ticks(_line: Line) -> Iterator[int]:
@@ -456,7 +456,7 @@ def test_many_threads_close() -> None:
 
 
 class TestWrongMethods:
-    """Asynchronous methods of a recogniser's session are refused by their names."""
+    """Asynchronous methods of a recogniser's session raise an error with their names."""
 
     @pytest.mark.parametrize("method", ["send_audio", "finish", "set_keywords", "close"])
     def test_a_coroutine(self, method: str) -> None:
@@ -477,10 +477,10 @@ class TestWrongMethods:
 
 
 class TestInterruptions:
-    """Interruptions by the caller's surroundings are passed on, wherever they strike."""
+    """Interruptions by the caller's framework are raised, at any place."""
 
     def test_while_the_handle_is_closed(self) -> None:
-        """One that strikes in the handle's `close()` is raised, also after another exception."""
+        """An interruption in the handle's `close()` is raised, also after another exception."""
 
         class Stuck(Line):
             def close(self) -> None:
@@ -504,7 +504,7 @@ class TestInterruptions:
         assert board.outcomes() == [Outcome.IGNORED]
 
     def test_a_close_that_is_interrupted_before_it_begins(self) -> None:
-        """The handle is closed by the next `close()`, once."""
+        """If `close()` is interrupted before it begins, the next one closes the handle, once."""
         board = Switchboard(Server())
         session = board.connect()
         opened = session._opened
@@ -536,7 +536,7 @@ class RefusedError(ConnectionError):
     """A refused connection, which can be weakly referenced."""
 
     def __init__(self, alive: "weakref.WeakSet[RefusedError]") -> None:
-        """Be one of those that are alive."""
+        """Add this error to the existing ones."""
         super().__init__()
         alive.add(self)
 
@@ -546,7 +546,7 @@ class Panic(BaseException):
 
 
 def test_a_failed_opening_frees_its_exceptions() -> None:
-    """Exceptions of a call that was interrupted later are freed without a collection."""
+    """Exceptions of a failed opening are freed without a garbage collection."""
 
     def listen(attempt: Attempt) -> None:
         if attempt.outcome is Outcome.SKIPPED:

@@ -1,4 +1,4 @@
-"""Which settings are accepted, and which are refused with which message."""
+"""Accepted settings, and rejected settings with their messages."""
 
 import dataclasses
 import math
@@ -62,7 +62,7 @@ def test_seconds(value: float | timedelta, seconds: float) -> None:
 
 
 def refusal(kind: type[Exception], make: Callable[..., object], field: str, value: object) -> str:
-    """Expect that a setting is refused, and return the message."""
+    """Check that a setting is rejected, and return the message."""
     with pytest.raises(kind) as raised:
         make(**{field: value})
     return str(raised.value)
@@ -80,7 +80,7 @@ def test_negative_numbers(field: str, value: int) -> None:
 @pytest.mark.parametrize("field", NUMBERS)
 @pytest.mark.parametrize("value", [2.0, math.nan, math.inf, "3", True, False, [], b""])
 def test_no_whole_numbers(field: str, value: object) -> None:
-    """A value that is no whole number raises `TypeError` naming field and value."""
+    """A value that is not a whole number raises `TypeError` naming field and value."""
     message = refusal(TypeError, CircuitBreakerConfig, field, value)
 
     assert message == f"{field} must be a whole number, got {value!r}"
@@ -91,7 +91,7 @@ def test_no_whole_numbers(field: str, value: object) -> None:
     [(CircuitBreakerConfig, "reset_timeout"), (FallbackConfig, "attempt_timeout")],
 )
 class TestSeconds:
-    """Durations that are refused."""
+    """Durations that are rejected."""
 
     @pytest.mark.parametrize(
         "value", [-1, -1e-9, math.nan, math.inf, -math.inf, -(10**400), 10**400]
@@ -117,7 +117,7 @@ class TestSeconds:
     def test_too_long(
         self, make: Callable[..., object], field: str, value: float | timedelta
     ) -> None:
-        """More than 1e9 seconds raise `ValueError`, and the message has the bound."""
+        """More than 1e9 seconds raise `ValueError`, and the message has the limit."""
         message = refusal(ValueError, make, field, value)
 
         assert getattr(make(**{field: 1e9}), field) == 1e9
@@ -131,7 +131,7 @@ class TestSeconds:
 
     @pytest.mark.parametrize("value", ["30", True, False, [], 3j])
     def test_no_number(self, make: Callable[..., object], field: str, value: object) -> None:
-        """Neither a number nor a timedelta: raises `TypeError` naming field and value."""
+        """A value that is neither a number nor a timedelta raises `TypeError` naming both."""
         message = refusal(TypeError, make, field, value)
 
         assert message == f"{field} must be a number of seconds or a timedelta, got {value!r}"
@@ -153,7 +153,7 @@ def test_wrong_fraction(value: float) -> None:
 
 @pytest.mark.parametrize("value", ["0.5", True, None, timedelta(seconds=1)])
 def test_no_fraction(value: object) -> None:
-    """A value that is no number raises `TypeError` naming field and value."""
+    """A value that is not a number raises `TypeError` naming field and value."""
     message = refusal(TypeError, CircuitBreakerConfig, "reset_jitter", value)
 
     assert message == f"reset_jitter must be a number from 0 to 1, got {value!r}"
@@ -161,7 +161,7 @@ def test_no_fraction(value: object) -> None:
 
 @pytest.mark.parametrize("value", [3, b"model", ["model"], State.OPEN])
 def test_name(value: object) -> None:
-    """A name that is no string raises `TypeError` naming field and value."""
+    """A name that is not a string raises `TypeError` naming field and value."""
     message = refusal(TypeError, CircuitBreakerConfig, "name", value)
 
     assert message == f"name must be a string, got {value!r}"
@@ -189,7 +189,7 @@ class TestExceptionFilter:
         ],
     )
     def test_accepted(self, make: Callable[..., object], field: str, value: object) -> None:
-        """Each of the forms is kept as it is."""
+        """Each of the forms is kept unchanged."""
         assert getattr(make(**{field: value}), field) is value
 
     @pytest.mark.parametrize(
@@ -204,7 +204,7 @@ class TestExceptionFilter:
     def test_no_exceptions(
         self, make: Callable[..., object], field: str, value: object, refused: object
     ) -> None:
-        """Types that are no exceptions raise `TypeError` naming field and value."""
+        """Types that are not exceptions raise `TypeError` naming field and value."""
         message = refusal(TypeError, make, field, value)
 
         assert message == f"{field} must be {self.wanted}, got {refused!r}"

@@ -1,4 +1,4 @@
-"""The docs build into a site, whose reference has every public name."""
+"""The docs are built into a site, whose reference has every public name."""
 
 import html
 import importlib
@@ -78,7 +78,7 @@ def test_each_module_has_a_page() -> None:
 
 
 def test_signatures_are_public(site: Path) -> None:
-    """No signature has a private name, and each default stands there as in the source."""
+    """No signature has a private name, and each default is shown as in the source."""
     signatures = [
         html.unescape(re.sub("<[^>]*>|\\s+", "", signature))
         for page in (site / "reference").glob("*.html")
@@ -109,7 +109,7 @@ def test_signatures_are_public(site: Path) -> None:
     ],
 )
 def test_names_are_links(site: Path, page: str, name: str, target: str) -> None:
-    """A public name in a text leads to its place in the reference."""
+    """A public name in a text is a link to its place in the reference."""
     text = (site / f"{page}.html").read_text(encoding="utf-8")
 
     links = re.findall(rf'<a [^>]*href="{re.escape(target)}"[^>]*>(.*?)</a>', text, re.DOTALL)
@@ -149,7 +149,7 @@ def test_names_of_packages_are_not_links(site: Path, page: str, name: str) -> No
 
 
 def test_needs_no_network(site: Path) -> None:
-    """No page loads anything from elsewhere."""
+    """No page loads anything from another server."""
     pages = [page.read_text(encoding="utf-8") for page in site.rglob("*.html")]
 
     assert pages

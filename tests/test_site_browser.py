@@ -1,4 +1,4 @@
-"""The site can be read on a phone and on a desk, in a light and a dark theme."""
+"""The site can be read in a narrow and a wide window, in a light and a dark theme."""
 
 import re
 import xml.etree.ElementTree as ET
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(not PROGRAM, reason="not installed: the program 
 
 PHONE, DESK = 390, 1280
 IMAGES = Path(__file__).parent.parent / "docs" / "images"
-# What is cut off at the right edge of the window.
+# Elements that are cut off at the right edge of the window.
 CUT_OFF = """(() => {
   const width = document.documentElement.clientWidth;
   const parts = document.querySelectorAll("article :is(td, th, dt, li, p, svg)");
@@ -69,7 +69,7 @@ def test_nothing_is_cut_off(site: Path, window: Browser, width: int) -> None:
 
 
 def test_code_fits(site: Path, window: Browser) -> None:
-    """On a desk no block of code has to be scrolled."""
+    """In a wide window no block of code has to be scrolled."""
     window.set_window(DESK)
     scrolled = {}
 
@@ -81,7 +81,7 @@ def test_code_fits(site: Path, window: Browser) -> None:
 
 
 def test_rows_are_stacked_on_a_phone(site: Path, window: Browser) -> None:
-    """On a phone the cells of a row stand below each other, each with the head of its column."""
+    """In a narrow window the cells of a row are below each other, with the heads of columns."""
     script = """(() => {
       const cells = [...document.querySelectorAll("#defaults tbody tr:first-child td")];
       return cells.map(cell => [cell.getBoundingClientRect().left < 60, cell.dataset.head ?? ""]);
@@ -99,7 +99,7 @@ def test_rows_are_stacked_on_a_phone(site: Path, window: Browser) -> None:
 
 @pytest.mark.parametrize("page", ["circuit-breaker", "group"])
 def test_diagrams_can_be_read(site: Path, window: Browser, page: str) -> None:
-    """On a phone the letters of a diagram have at least 11 pixels."""
+    """In a narrow window the letters of a diagram have at least 11 pixels."""
     window.set_window(PHONE)
     window.open(site / f"{page}.html")
 
@@ -139,7 +139,7 @@ def test_names_are_not_underlined(site: Path, window: Browser, theme: str) -> No
 
 @pytest.mark.parametrize("image", sorted(IMAGES.glob("*.svg")), ids=lambda image: image.name)
 def test_diagrams_follow_the_system_by_themselves(window: Browser, image: Path) -> None:
-    """A diagram that stands alone, as in the repository, has the theme of the system."""
+    """A diagram that is shown alone, as in the repository, has the theme of the system."""
     root = ET.parse(image).getroot()  # noqa: S314
     assert root.get("class") == "diagram"
     assert int(re.sub(r"\D", "", root.get("width") or "")) <= 400

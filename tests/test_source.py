@@ -1,4 +1,4 @@
-"""What a provider has returned as a stream: which items begin it, and that it is closed once."""
+"""A stream that a provider has returned: its first item, and its closing."""
 
 import contextlib
 import gc
@@ -72,10 +72,10 @@ def opened(provider: Counted) -> ProviderStream[str]:
 
 
 class TestTwoThreads:
-    """If one thread reads a stream while another one closes it, the last one closes it."""
+    """If one thread reads a stream while another one closes it, it is closed once."""
 
     def test_closed_before_it_is_read(self) -> None:
-        """A late thread reads nothing."""
+        """A thread that reads a closed stream reads no item."""
         provider = Counted()
         stream = opened(provider)
 
@@ -85,7 +85,7 @@ class TestTwoThreads:
         assert (provider.asked, provider.closed, stream.first) == (0, 1, ())
 
     def test_closed_while_it_is_read(self) -> None:
-        """The reader closes it after the item; the other thread does not wait."""
+        """The reader closes the stream after the item; the other thread does not wait."""
         closed: list[int] = []
 
         def close_elsewhere() -> None:
@@ -100,7 +100,7 @@ class TestTwoThreads:
         assert provider.closed == 1
 
     def test_closed_while_an_item_is_awaited(self, hang: Hang) -> None:
-        """A thread that closes while another one waits for an item leaves it to a later closing."""
+        """If a thread closes a stream while another one waits for an item, it is closed later."""
         waits = [False, True]
 
         def wait() -> None:
@@ -122,7 +122,7 @@ class TestTwoThreads:
     def test_timeout_as_a_worker_takes_it(
         self, place: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A stream whose time is up as a worker takes it is closed, and the next one is tried."""
+        """If the limit elapses when a worker accepts a stream, the next provider is tried."""
         over, closed = threading.Event(), threading.Event()
         now = 0.0
         monkeypatch.setattr("resilience._failover.attempts.monotonic", lambda: now)
@@ -170,7 +170,7 @@ class TestEmptyChunks:
     @each_limit
     @pytest.mark.parametrize("end", [[], [ConnectionError()]])
     def test_they_do_not_commit(self, end: list[Exception], limit: float | None) -> None:
-        """A provider that ends or fails after them fails over."""
+        """A stream that ends or fails after empty chunks fails over."""
         group = LLMFallback(
             FakeLLM([EMPTY, EMPTY, *end]), "0", FallbackConfig(attempt_timeout=limit)
         )
@@ -196,7 +196,7 @@ class TestEmptyChunks:
         assert recorder.outcomes() == [("0", Outcome.SUCCEEDED)]
 
     def test_without_them_the_time_is_up(self, monkeypatch: pytest.MonkeyPatch, hang: Hang) -> None:
-        """Without empty chunks the same time is too long."""
+        """Without empty chunks the same time exceeds the limit."""
         now = 0.0
         monkeypatch.setattr("resilience._failover.attempts.monotonic", lambda: now)
 
@@ -402,7 +402,7 @@ def test_a_stream_whose_reader_was_interrupted() -> None:
 
 
 class TestOwnership:
-    """What a provider returns has an owner from the moment of its return."""
+    """An object that a provider returns is closed, even after an interruption."""
 
     def test_a_dropped_stream_is_closed(self) -> None:
         """A stream that is dropped before it is read is closed, once and in its context."""
@@ -446,7 +446,7 @@ class TestOwnership:
 
 @pytest.mark.parametrize("items", [["text"], [b"ab"], [3]], ids=["str", "bytes", "int"])
 def test_items_that_are_no_chunks(items: list[Any]) -> None:
-    """An item that is no chunk fails the attempt with a `TypeError` that names the provider."""
+    """An item that is not a chunk fails the attempt with a `TypeError` naming the provider."""
 
     class Wrong:
         def stream_completion(self, _request: llm.CompletionRequest) -> list[Any]:
@@ -466,7 +466,7 @@ def test_items_that_are_no_chunks(items: list[Any]) -> None:
 
 @pytest.mark.parametrize("audio", ["text", b"pcm", [1]], ids=["str", "bytes", "int"])
 def test_items_that_are_no_audio(audio: Any) -> None:  # noqa: ANN401
-    """An item that is no bytes fails the attempt with a `TypeError` that names the provider."""
+    """An item that is not bytes fails the attempt with a `TypeError` naming the provider."""
 
     class Wrong:
         def synthesize_stream(self, _text: object, _voice: object) -> Any:  # noqa: ANN401
@@ -501,7 +501,7 @@ def test_an_ended_stream_keeps_no_request() -> None:
 
 
 def reachable(start: object) -> Iterator[object]:
-    """Return what an object refers to, directly or not, except modules and classes."""
+    """Return all objects that an object refers to, directly or not, except modules and classes."""
     seen: set[int] = set()
     waiting = [start]
     while waiting:

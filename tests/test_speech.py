@@ -1,4 +1,4 @@
-"""What the speech providers share."""
+"""Functions that the speech providers share."""
 
 from collections.abc import Iterator
 from itertools import chain
@@ -28,7 +28,7 @@ def cut(*fragments: str, encoding: str | None = None) -> list[str]:
 
 @given(st.lists(st.text(alphabet="ab 1.!?\n-\u3002", max_size=300), max_size=30))
 def test_no_letter_is_lost(fragments: list[str]) -> None:
-    """The pieces are the text in order; only what cannot be pronounced may be missing."""
+    """The pieces are the text in order; only characters without sound may be missing."""
     found = cut(*fragments)
 
     def letters(parts: list[str]) -> str:
@@ -61,21 +61,21 @@ def test_ends_of_sentences(end: str) -> None:
 
 
 def endless(first: str) -> Iterator[str]:
-    """Yield one fragment, and fail if another is wanted."""
+    """Yield one fragment, and fail if another one is read."""
     yield first
     pytest.fail("a further fragment was read")
 
 
 @pytest.mark.parametrize("text", ["3.14", "e.g", "a.b", "...and"])
 def test_no_end_of_a_sentence(text: str) -> None:
-    """A full stop in front of another letter ends nothing."""
+    """A full stop in front of another letter does not end a piece."""
     whole = "a" * SHORTEST + text + " b" * SHORTEST
 
     assert cut(whole) == [whole]
 
 
 def test_short_sentences_are_joined() -> None:
-    """A piece has a least length, which grows, so that a long text takes few requests."""
+    """A piece has a minimum length, which grows, so that a long text needs few requests."""
     found = cut("It rains. " * 1_000)
 
     lengths = [len(piece) for piece in found]
@@ -85,7 +85,7 @@ def test_short_sentences_are_joined() -> None:
 
 
 def test_a_text_without_sentences() -> None:
-    """A text without an end of a sentence is cut between words, or else anywhere."""
+    """A text without an end of a sentence is cut between words, or, without words, anywhere."""
     words = cut("rain " * 500)
     letters = cut("a" * (2 * LONGEST + 1))
 
@@ -95,7 +95,7 @@ def test_a_text_without_sentences() -> None:
 
 
 def test_a_line_without_letters_is_no_piece() -> None:
-    """What cannot be pronounced is not sent by itself."""
+    """A line without letters is not sent by itself."""
     assert cut("-" * SHORTEST + "-\n", "rain") == ["rain"]
 
 
@@ -128,7 +128,7 @@ def test_formats(encoding: str | None, sample_rate: int | None, expected: str) -
 
 
 def test_formats_that_are_not_there() -> None:
-    """Another encoding or rate is unsupported."""
+    """Any other encoding or rate is unsupported."""
     for voice, message in (
         (tts.VoiceProfile(id="-", encoding="flac"), "vendor does not support encoding='flac'"),
         (tts.VoiceProfile(id="-", sample_rate=1), "vendor does not support sample_rate=1"),
@@ -138,7 +138,7 @@ def test_formats_that_are_not_there() -> None:
 
 
 def test_options_of_one_vendor() -> None:
-    """A vendor's options are its own, and a copy of them."""
+    """Only the options of this vendor are returned, as a copy."""
     extra = {"vendor": {"a": 1}, "other": {"b": 2}}
 
     options = own_options("vendor", extra)
@@ -149,7 +149,7 @@ def test_options_of_one_vendor() -> None:
 
 
 def test_audio_is_handed_on_as_it_comes() -> None:
-    """Empty chunks are left out; the others are not waited for."""
+    """Audio is passed on as it arrives, without empty chunks."""
     chunks = chain([b"", b"\1"], (pytest.fail("too early") for _ in "x"))
 
     assert next(check_audio("vendor", {"content-type": "audio/pcm"}, chunks)) == b"\1"
@@ -166,6 +166,6 @@ def test_audio_is_handed_on_as_it_comes() -> None:
     ],
 )
 def test_no_audio(kind: str, chunks: list[bytes]) -> None:
-    """An empty response, a page and JSON raise."""
+    """An empty response, an HTML page and JSON raise."""
     with pytest.raises(ConnectionError, match="vendor answered"):
         list(check_audio("vendor", {"content-type": kind}, chunks))

@@ -1,4 +1,4 @@
-"""Streams fail over until their first item, and end in one way, whatever happens."""
+"""Streams fail over until their first item, and are settled and closed once."""
 
 import contextlib
 import gc
@@ -70,7 +70,7 @@ def lazy(*items: str | BaseException) -> Items:
 
 
 class Recorded:
-    """A function whose streams are kept, to see how often they were closed."""
+    """A function whose streams are recorded, with the number of times they were closed."""
 
     def __init__(self, items: Items) -> None:
         """Wrap another function."""
@@ -90,7 +90,7 @@ class Recorded:
 @pytest.mark.parametrize("is_lazy", [False, True])
 @pytest.mark.parametrize("broken", [lazy(ConnectionError()), refuse])
 def test_a_failure_before_the_first_item_fails_over(broken: Items, *, is_lazy: bool) -> None:
-    """It makes no difference whether the call or the first `next()` raises."""
+    """A failure fails over, whether the call or the first `next()` raises."""
     served = Served(broken, lazy("a", "b"))
 
     stream = served.stream(lazy=is_lazy)
@@ -101,7 +101,7 @@ def test_a_failure_before_the_first_item_fails_over(broken: Items, *, is_lazy: b
 
 
 def test_a_later_error_goes_to_the_caller_once() -> None:
-    """After the first item there is no failover, and such failures open the breaker."""
+    """After the first item there is no failover, and failures open the breaker."""
     served = Served(lazy("a", ConnectionError("cut")), lazy("other"))
 
     for _ in range(2):
@@ -116,7 +116,7 @@ def test_a_later_error_goes_to_the_caller_once() -> None:
 
 
 def test_lazy_calls_the_function_at_once() -> None:
-    """If lazy, the function is called at once, and the first item awaited later."""
+    """If lazy, the function is called at once, and the first item is awaited later."""
     provider = Recorded(lazy("a"))
     served = Served(provider)
 
@@ -183,7 +183,7 @@ WAYS = [_exhaust, _break, _leave, _close_twice, _drop, _do_nothing, Stream.close
 def test_each_way_to_leave_closes_once(
     leave: Callable[[Stream[str]], None], *, is_lazy: bool
 ) -> None:
-    """Exhausted, closed or dropped: what the providers returned is closed once, settled once."""
+    """However a stream ends, it is settled once, and the providers' iterables are closed once."""
     abandoned = Recorded(lazy(ConnectionError()))
     provider = Recorded(lazy("a", "b", "c"))
     served = Served(abandoned, provider)
@@ -254,7 +254,7 @@ def test_long_streams_as_probes() -> None:
 
 
 class Owner:
-    """An iterable that is no iterator, and can be closed."""
+    """An iterable, not an iterator, that can be closed."""
 
     def __init__(self, error: Exception | None = None) -> None:
         """Raise an error when closed, or none."""
@@ -320,7 +320,7 @@ def test_closing_within_the_loop(read: int) -> None:
 
 @pytest.mark.parametrize("is_lazy", [False, True])
 def test_a_closed_stream_is_at_its_end(*, is_lazy: bool) -> None:
-    """A stream that was closed before it is read has no items, and calls no provider."""
+    """A stream that is closed before it is read has no items, and calls no provider."""
     provider = Recorded(lazy("a"))
     served = Served(provider)
     stream = served.stream(lazy=is_lazy)
@@ -382,7 +382,7 @@ class AtItsEnd(Iterator[str]):
 
 @pytest.mark.parametrize("is_lazy", [False, True])
 def test_an_empty_stream_is_read_once(*, is_lazy: bool) -> None:
-    """The end of an iterator is not asked for again."""
+    """After the end of an iterator, `next()` is not called again."""
     provider = AtItsEnd()
     stream = Served(lambda: provider).stream(lazy=is_lazy)
 
@@ -393,7 +393,7 @@ def test_an_empty_stream_is_read_once(*, is_lazy: bool) -> None:
 def test_a_late_thread_takes_nothing_from_the_next_provider(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A thread that reads the first item of an abandoned attempt finds the stream closed."""
+    """The stream of an abandoned attempt is closed, so its thread reads no item."""
     first, second = Recorded(lazy("a")), Recorded(lazy("b", "c", "d"))
     group = FallbackGroup(first, "0")
     group.add_fallback("1", second)
@@ -430,7 +430,7 @@ def test_abandoned_without_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_closing_while_another_thread_reads() -> None:
-    """The reader gets the end of the stream, and closes what the provider has returned."""
+    """The reader gets the end of the stream, and closes the provider's iterable."""
     reading, go_on = threading.Event(), threading.Event()
 
     def wait() -> Iterator[str]:
@@ -503,7 +503,7 @@ def test_reading_while_another_thread_is_closing() -> None:
 
 
 def test_an_interrupted_closing_closes_the_rest() -> None:
-    """If closing the iterator is interrupted, the iterable is closed all the same."""
+    """If closing the iterator is interrupted, the iterable is still closed."""
     closed: list[str] = []
 
     class Response:
@@ -539,7 +539,7 @@ def test_a_provider_that_exits_is_no_success() -> None:
 
 
 def test_a_closed_stream_keeps_no_failure() -> None:
-    """The errors of earlier attempts are dropped as soon as the stream is closed."""
+    """The errors of earlier attempts are dropped when the stream is closed."""
 
     class FirstError(Exception):
         pass
@@ -583,7 +583,7 @@ def test_a_stream_is_not_made_from_an_iterable() -> None:
 
 @pytest.mark.parametrize("items", [["a"], ["a", ConnectionError()]])
 def test_an_ended_stream_is_closed_at_once(items: Sequence[str | BaseException]) -> None:
-    """It is closed at its end or its error, although the stream is still referenced."""
+    """The provider's iterable is closed at the end or at an error, before the stream is freed."""
     provider = Recorded(lazy(*items))
     stream = Served(provider).stream()
 

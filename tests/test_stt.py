@@ -150,7 +150,7 @@ def read_partials(session: stt.SessionHandle) -> None:
 
 
 def failing(error: Exception) -> FakeSession:
-    """Return a session whose every method raises, its readers after one transcript."""
+    """Return a session whose methods raise; those that read raise after one transcript."""
     return FakeSession("one", error, partials=("one", error), sending=(error,))
 
 
@@ -162,7 +162,7 @@ class TestSettled:
 
     @ways
     def test_failure(self, use: Callable[[stt.SessionHandle], None]) -> None:
-        """Sending or reading that raises is a failure; its error reaches the caller as it is."""
+        """An exception of sending or reading is a failure, and is raised unchanged."""
         error = ConnectionError("reset")
         recognisers = Recognisers(FakeSTT(failing(error)))
         session = recognisers.start()
@@ -179,7 +179,7 @@ class TestSettled:
 
     @pytest.mark.parametrize("method", ["finals", "partials"])
     def test_reading_raises_at_the_call(self, method: str) -> None:
-        """It makes no difference whether the call or the iteration raises."""
+        """Reading that raises is a failure, whether the call or the iteration raises."""
 
         class Eager(Handle):
             @override
@@ -214,7 +214,7 @@ class TestSettled:
         assert [transcript.text for transcript in recognisers.start().finals()] == ["served"]
 
     def test_not_settled_before_its_end(self) -> None:
-        """The end of the transcripts does not settle the call: the end of the session does."""
+        """The end of the transcripts does not settle the call; the end of the session does."""
         recognisers = half_open(FakeSession("one"))
         session = recognisers.start()
 
@@ -332,7 +332,7 @@ def test_duration() -> None:
 
 
 class TestFinish:
-    """After `finish()` no more audio comes, and the transcripts end after the last words."""
+    """After `finish()` no more audio is sent, and the transcripts end after the last words."""
 
     def test_tells_the_provider(self) -> None:
         """`finish()` is passed on, and does not settle the call."""
@@ -373,7 +373,7 @@ class TestFinish:
         assert recognisers.outcomes() == [Outcome.FAILED]
 
     def test_a_provider_without_it(self) -> None:
-        """Where the provider's session has no `finish()`, it does nothing."""
+        """If the provider's session has no `finish()`, the call does nothing."""
         recognisers = Recognisers(Recogniser(Handle))
 
         with recognisers.start() as session:
@@ -383,7 +383,7 @@ class TestFinish:
 
 
 def test_the_providers_own_methods() -> None:
-    """What the contract does not name is reached by `execute` and `stream`."""
+    """Methods that are not in the contract can be called with `execute` and `stream`."""
     inner = FakeSession()
     recognisers = Recognisers(FakeSTT(inner))
 

@@ -1,4 +1,4 @@
-"""The text of a synthesis: every attempt reads it from its beginning, and nothing is kept of it."""
+"""The text of a synthesis: every attempt reads it from its beginning; it is freed at the end."""
 
 import contextlib
 import gc
@@ -38,7 +38,7 @@ from resilience.testing import FakeTTS, ManualClock, ReadText
 )
 @settings(deadline=None)
 def test_nothing_is_lost_or_spoken_twice(text: list[str], taken: list[int], *, lazy: bool) -> None:
-    """However much the failed attempts have read, the one that succeeds speaks the whole text."""
+    """The attempt that succeeds speaks the whole text, however much others have read."""
     failing = [FakeTTS([ReadText(count), ConnectionError()], lazy=lazy) for count in taken]
 
     heard = spoken(speakers(*failing, FakeTTS(lazy=lazy)), iter(text))
@@ -56,7 +56,7 @@ def test_texts_of_all_sorts(text: Iterable[str]) -> None:
 
 
 def test_text_fed_by_the_same_thread_after_the_call() -> None:
-    """The text may be fed between the call and the first `next()`."""
+    """The text may be produced between the call and the first `next()`."""
     fragments: queue.SimpleQueue[str | None] = queue.SimpleQueue()
     group = speakers(FakeTTS([ReadText(2), ConnectionError()]), FakeTTS())
 
@@ -71,7 +71,7 @@ class TestOtherThreads:
     """Providers that read the text in threads of their own, and attempts that follow."""
 
     def test_a_late_reader_takes_nothing(self) -> None:
-        """A fragment for which an abandoned provider waits goes to the next attempt."""
+        """A fragment for which an abandoned provider waits is passed to the next attempt."""
         asked, over = threading.Event(), threading.Event()
         readers: list[threading.Thread] = []
         taken: list[str] = []
@@ -111,7 +111,7 @@ class TestOtherThreads:
 
         def speak(text: Iterable[str]) -> Iterator[bytes]:
             readers[1].join(TIMEOUT)
-            threading.Timer(0.1, source.arrives.set).start()  # until then this one has to wait
+            threading.Timer(0.1, source.arrives.set).start()  # until then this reader has to wait
             for fragment in text:
                 yield fragment.encode()
 
@@ -126,7 +126,7 @@ class TestOtherThreads:
         assert source.most == 1
 
     def test_what_has_been_read_is_available_at_once(self) -> None:
-        """A fragment that an earlier attempt has read is available while that one still reads."""
+        """A fragment that an earlier attempt has read is available while it still reads."""
         source = SlowText()
 
         def read_and_fail(text: Iterable[str]) -> NoReturn:
@@ -194,7 +194,7 @@ def test_closing_cuts_the_provider_off() -> None:
 
 
 def test_closing_takes_no_more_of_the_text() -> None:
-    """After the closing no more of the text is read to see whether audio is missing."""
+    """After closing, no more of the text is read to check whether audio is missing."""
     fragments: queue.SimpleQueue[str] = queue.SimpleQueue()
     reading = threading.Event()
 
@@ -240,7 +240,7 @@ class TestTheEnd:
     def test_the_text_is_dropped(
         self, step: bytes | list[bytes | ReadText | Exception] | None, *, is_read: bool
     ) -> None:
-        """A text that is itself a stream is dropped, and so closed, when its synthesis ends."""
+        """A text that is itself a stream is closed when its synthesis ends."""
 
         def text() -> Iterator[str]:
             yield "one "
@@ -258,7 +258,7 @@ class TestTheEnd:
         assert reference() is None
 
     def test_an_error_of_the_text_is_dropped(self) -> None:
-        """After the error of a text is handled, nothing of the text is kept."""
+        """After the error of a text is handled, the text and the error are freed."""
         kept: list[weakref.ref[Fragment]] = []
 
         def text() -> Iterator[str]:
@@ -334,7 +334,7 @@ class TestInputWait:
     """The time in which a provider waits for the text is measured."""
 
     def test_waiting_of_several_threads(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """It is the time in which any of its threads waits; no time counts twice."""
+        """It is the time in which any of its threads waits; no time is counted twice."""
         clock = ManualClock()
         reads = threading.Semaphore(0)
 
@@ -370,7 +370,7 @@ class TestInputWait:
     def test_waiting_after_something_was_given(
         self, given: str, monkeypatch: pytest.MonkeyPatch, *, is_own_thread: bool, counts: bool
     ) -> None:
-        """After something to pronounce, only waiting of the attempt's own thread is measured."""
+        """After a letter or a digit, only waiting of the attempt's own thread is measured."""
         clock = ManualClock()
         monkeypatch.setattr("resilience._adapters.text.monotonic", clock)
 
@@ -444,7 +444,7 @@ def broken_text(error: BaseException) -> Iterator[str]:
 
 @pytest.mark.parametrize("lazy", [True, False])
 def test_an_error_of_the_text(*, lazy: bool) -> None:
-    """It is raised to the caller as it is, never counts, and no other provider is tried."""
+    """An error of the text is raised unchanged, never counts, and does not fail over."""
     error = ValueError("the model broke off")
     other = FakeTTS()
     group = speakers(FakeTTS([ReadText(5), b"audio"], lazy=lazy), other)
@@ -511,13 +511,13 @@ def test_whatever_the_provider_does_with_the_error(
 
 
 class Interruption(BaseException):
-    """An exception that is no `Exception`."""
+    """An exception outside `Exception`."""
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), Interruption()], ids=repr)
 @pytest.mark.parametrize("has_audio", [False, True], ids=["before audio", "after audio"])
 def test_an_interruption_of_the_text(error: BaseException, *, has_audio: bool) -> None:
-    """It is raised to the caller, and counts for no provider even if the filters name it."""
+    """An interruption of the text is raised, and never counts, even if the filters name it."""
     filters = (Exception, Interruption)
     recorder = Recorder(breaker={"failure_on": filters}, fallback_on=filters)
     other = FakeTTS()
@@ -542,7 +542,7 @@ def test_an_error_of_the_text_in_another_thread(
     limit: float | None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """It is raised to the caller, also if only a thread of the provider's own has received it."""
+    """An error of the text is raised, also if only the provider's own thread has received it."""
     monkeypatch.setattr(threading, "excepthook", lambda _: None)
 
     def text() -> Iterator[str]:
@@ -569,7 +569,7 @@ def test_an_error_of_the_text_in_another_thread(
 
 @pytest.mark.parametrize("fragment", [b"two", None, 2])
 def test_a_text_that_is_not_made_of_strings(fragment: Any) -> None:  # noqa: ANN401
-    """A fragment that is no string is an error of the text."""
+    """A fragment that is not a string is an error of the text."""
     other = FakeTTS()
     group = speakers(FakeTTS(), other)
     kind = type(fragment).__name__

@@ -11,7 +11,7 @@ from resilience.testing import FakeTTS, ReadText
 
 @pytest.mark.parametrize("silence", [[b""], [b"", b""], [b"", ConnectionError()]])
 def test_empty_audio_is_no_audio(silence: list[bytes | Exception]) -> None:
-    """A chunk without a byte in it does not commit to a provider."""
+    """An empty piece of audio does not commit to a provider."""
     group = speakers(FakeTTS([ReadText(1), *silence]), FakeTTS())
 
     assert spoken(group, ["One ", "two."]) == "One two."
@@ -19,7 +19,7 @@ def test_empty_audio_is_no_audio(silence: list[bytes | Exception]) -> None:
 
 
 def test_empty_audio_in_between() -> None:
-    """Empty chunks after the first audio are passed on."""
+    """Empty pieces after the first audio are passed on."""
     group = speakers(FakeTTS([b"", b"a", b"", b"b"]))
 
     assert list(group.synthesize_stream(["One."], VOICE)) == [b"a", b"", b"b"]
@@ -27,7 +27,7 @@ def test_empty_audio_in_between() -> None:
 
 @pytest.mark.parametrize("reads", [ReadText(9), ReadText(0)])
 def test_silence_for_real_text_is_a_failure(reads: ReadText) -> None:
-    """No audio for text with a letter in it is a failure, whether it was read or not."""
+    """No audio for a text with a letter is a failure, whether it was read or not."""
     group = speakers(FakeTTS([reads]), FakeTTS())
 
     assert spoken(group, iter([" ", "Hello."])) == " Hello."
@@ -36,7 +36,7 @@ def test_silence_for_real_text_is_a_failure(reads: ReadText) -> None:
 
 @pytest.mark.parametrize("text", ["7", "٣", "é", "你好", "नमस्ते", "<b>a</b>", "…\u200bя"])
 def test_letters_and_digits_of_any_script(text: str) -> None:
-    """A letter or a digit of any script is enough for silence to be a failure."""
+    """No audio for a letter or a digit of any script is a failure."""
     group = speakers(FakeTTS([ReadText(9)]), FakeTTS())
 
     assert spoken(group, [text]) == text
@@ -57,7 +57,7 @@ def test_letters_and_digits_of_any_script(text: str) -> None:
     ids=["nothing", "empty", "blanks", "punctuation", "emoji", "markup", "zero width"],
 )
 def test_silence_for_no_text_is_not(text: list[str]) -> None:
-    """No audio for text without a letter or a digit is a success."""
+    """No audio for a text without a letter or a digit is a success."""
     group = speakers(FakeTTS([ReadText(9)]))
 
     assert spoken(group, iter(text)) == ""
@@ -103,7 +103,7 @@ def test_voices_are_mapped() -> None:
 
 @pytest.mark.parametrize("voices", ["ab", 1, {"asked": "own"}, {1: tts.VoiceProfile(id="own")}])
 def test_voices_that_are_none(voices: Any) -> None:  # noqa: ANN401
-    """Voices that are no mapping from ids to voices are refused, for primary and fallback."""
+    """`voices` that are not a mapping from ids to voices are rejected."""
     with pytest.raises(TypeError, match=r"voices must be a .*, got "):
         TTSFallback(FakeTTS(), "0", voices=voices)
     with pytest.raises(TypeError, match=r"voices must be a .*, got "):
@@ -111,7 +111,7 @@ def test_voices_that_are_none(voices: Any) -> None:  # noqa: ANN401
 
 
 def test_voices_of_a_provider_that_was_refused() -> None:
-    """The voices of a refused `add_fallback` are not those of the provider added afterwards."""
+    """The voices of a rejected `add_fallback` are not used for a later provider."""
     mine, yours = tts.VoiceProfile(id="mine"), tts.VoiceProfile(id="yours")
     provider = FakeTTS()
     group = speakers(FakeTTS(ConnectionError()))
@@ -139,7 +139,7 @@ def test_voices_are_listed_and_cloned_by_the_first_healthy_provider() -> None:
 
 
 def test_voices_that_are_not_mapped() -> None:
-    """A voice that is not mapped is passed on whole, each time."""
+    """A voice that is not mapped is passed on unchanged, each time."""
     provider = FakeTTS()
     group = TTSFallback(provider, "0", voices={"other": tts.VoiceProfile(id="own")})
     another = tts.VoiceProfile(id="another")
@@ -151,7 +151,7 @@ def test_voices_that_are_not_mapped() -> None:
 
 
 class TestVoice:
-    """The stream says which voice speaks."""
+    """The attribute `voice` of a stream is the voice that speaks."""
 
     def test_after_failover(self) -> None:
         """It is the voice of the provider that serves, with its sample rate and encoding."""

@@ -58,7 +58,7 @@ class Blip:
             fail(each)
 
     def call(self, provider: str) -> str:
-        """Answer, or raise what the provider is down with."""
+        """Answer, or raise the exception of the provider that is down."""
         self.called.append(provider)
         if provider in self.down:
             raise self.down[provider]
@@ -80,7 +80,7 @@ def by_stream(blip: Blip) -> str:
 
 
 def by_lazy_stream(blip: Blip) -> str:
-    """Open a stream whose providers begin at the first `next()`."""
+    """Open a stream whose providers do nothing before the first `next()`."""
 
     def items(provider: str) -> Iterator[str]:
         yield blip.call(provider)
@@ -103,7 +103,7 @@ WAYS = pytest.mark.parametrize("way", [by_call, by_stream, by_lazy_stream, by_se
 def test_tries_in_order(
     way: Callable[[Blip], str], attempt_timeout: float, *, reports: bool
 ) -> None:
-    """The first provider that works serves the call, and its breaker closes as after a probe."""
+    """The first working provider serves the call, and its breaker closes as after a probe."""
     blip = Blip(attempt_timeout=attempt_timeout, reports=reports)
     blip.down["a"] = ConnectionError()
 
@@ -151,7 +151,7 @@ def test_a_success_is_as_good_as_a_probe() -> None:
 
 
 def test_a_failure_changes_nothing() -> None:
-    """After a failure, the breaker is open for as long as it was going to be."""
+    """A failure does not change the open period."""
     blip = Blip()
     blip.down = {"a": ConnectionError(), "b": ConnectionError()}
     blip.clock.advance(10)
@@ -178,7 +178,7 @@ def test_a_requested_delay_holds() -> None:
 
 
 def test_isolated_breakers_are_never_tried() -> None:
-    """A provider whose breaker an operator has isolated is not called, not even for some time."""
+    """A provider whose breaker is isolated, with or without a time limit, is not called."""
     blip = Blip()
     blip.group.breakers["a"].isolate()
     blip.group.breakers["b"].isolate(5)
@@ -278,6 +278,6 @@ def test_through_an_adapter() -> None:
     ("value", "error"), [("retry", ValueError), (None, TypeError), (True, TypeError)]
 )
 def test_refuses(value: object, error: type[Exception]) -> None:
-    """The message names the setting, its values and what was given."""
+    """The message has the setting, its allowed values and the given value."""
     with pytest.raises(error, match=f"when_all_open must be 'fail' or 'try', got {value!r}"):
         FallbackConfig(when_all_open=value)  # type: ignore[arg-type]

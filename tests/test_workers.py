@@ -1,4 +1,4 @@
-"""Threads whose calls can be abandoned: used again, limited in number, and ended when idle."""
+"""Threads whose calls can be abandoned: reuse, limit, and end of idle threads."""
 
 import gc
 import itertools
@@ -25,7 +25,7 @@ R = TypeVar("R")
 
 
 class Slow(Generic[R]):
-    """A call that hangs until it is ended, and can be waited for until nothing refers to it."""
+    """A call that hangs until it is ended; a test can wait until nothing refers to it."""
 
     def __init__(self, result: Callable[[], R]) -> None:
         """Hang, and then return what a function returns."""
@@ -36,7 +36,7 @@ class Slow(Generic[R]):
         self._result = result
 
     def __call__(self) -> R:
-        """Hang until it is over."""
+        """Hang until it is ended."""
         self.thread = threading.current_thread()
         self.entered.set()
         assert self.over.wait(TIMEOUT)
@@ -91,7 +91,7 @@ def drop(_result: object) -> None:
 
 
 def until(seconds: float) -> Callable[[], float]:
-    """Return a function that returns how much is left of some seconds."""
+    """Return a function that returns the remaining seconds."""
     end = monotonic() + seconds
     return lambda: end - monotonic()
 
@@ -102,7 +102,7 @@ def make(
     discard: Callable[[R], object],
     remaining: Callable[[], float],
 ) -> R:
-    """Make a call, as each attempt with a time limit does."""
+    """Make a call in the same way as an attempt with a time limit."""
     workers.check_room()
     return workers.start(fn, discard).wait(remaining)
 
@@ -115,16 +115,16 @@ def call(workers: WorkerPool, fn: Callable[[], R]) -> R:
 def abandon(
     workers: WorkerPool, slow: Slow[R], discard: Callable[[R], object] = drop, seconds: float = 0.01
 ) -> None:
-    """Make a call whose time is up soon."""
+    """Make a call with a short time limit."""
     with pytest.raises(AttemptTimeoutError):
         make(workers, slow.tracked(), discard, until(seconds))
 
 
 class TestThreads:
-    """A thread is made when none is idle, and ends when it is idle for long."""
+    """A thread is started when none is idle, and ends after some idle time."""
 
     def test_a_thread_is_used_again(self) -> None:
-        """One call after the other is made on one and the same thread."""
+        """Calls that do not overlap use the same thread."""
         workers = WorkerPool("model", LIMIT)
 
         threads = {call(workers, threading.current_thread) for _ in range(1000)}
@@ -135,7 +135,7 @@ class TestThreads:
     def test_a_thread_is_idle_before_its_caller_goes_on(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A caller that has its result finds the thread idle, so one thread is enough."""
+        """When a caller has its result, the thread is idle, so one thread is enough."""
         went_on = threading.Event()
         too_late: list[bool] = []
         mark_idle: Callable[[object], None] = vars(workers_module)["_Worker"].mark_idle
@@ -152,14 +152,14 @@ class TestThreads:
         assert too_late == [False]
 
     def test_threads_are_daemonic_and_have_a_name(self) -> None:
-        """No thread keeps the interpreter from ending, and each has the name of its provider."""
+        """Threads are daemon threads, and have the name of their provider."""
         thread = call(WorkerPool("model", LIMIT), threading.current_thread)
 
         assert thread.daemon
         assert thread.name == "resilience-model"
 
     def test_an_abandoned_thread_is_used_again(self, slow: Slow[str]) -> None:
-        """While a call hangs there is another thread; once it has ended, its thread works on."""
+        """While a call hangs another thread is used; after its end its thread is used again."""
         workers = WorkerPool("model", 0.01)
 
         abandon(workers, slow)
@@ -178,7 +178,7 @@ class TestThreads:
         assert set(threads) == {other, slow.thread}
 
     def test_an_idle_thread_ends(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A thread that was idle for long ends, and the next call makes a new one."""
+        """A thread ends after its idle time, and the next call starts a new one."""
         monkeypatch.setattr(workers_module, "IDLE_SECONDS", 0.01)
         workers = WorkerPool("model", LIMIT)
 
@@ -205,7 +205,7 @@ class TestThreads:
     def test_a_thread_that_is_given_a_call_does_not_end(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A thread whose idle time is over just when a call comes makes that call."""
+        """A thread that accepts a call when its idle time elapses makes that call."""
         monkeypatch.setattr(workers_module, "SimpleQueue", HastyQueue)
 
         assert (
@@ -213,14 +213,14 @@ class TestThreads:
         )
 
     def test_a_thread_that_has_ended_is_not_given_a_call(self) -> None:
-        """A caller whose idle thread ends before it accepts the call makes a new one."""
+        """If an idle thread ends before it accepts a call, its caller starts a new one."""
         workers = WorkerPool("model", LIMIT)
         vars(workers)["_idle"].append(Ending())
 
         assert call(workers, lambda: "made") == "made"
 
     def test_a_thread_that_is_ending_takes_no_call(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A finalizer that makes a call while a thread ends gets another thread."""
+        """A finalizer that makes a call while a thread ends uses another thread."""
         monkeypatch.setattr(workers_module, "IDLE_SECONDS", 0.01)
         workers = WorkerPool("model", LIMIT)
         made: list[threading.Thread] = []
@@ -235,14 +235,14 @@ class TestThreads:
                 return is_empty
 
         monkeypatch.setattr(workers_module, "SimpleQueue", Collected)
-        # On a busy machine a thread may end before it is given this call, and another makes it.
+        # On a busy machine a thread may end before it accepts this call, and another makes it.
         call(workers, threading.current_thread).join(TIMEOUT)
 
         ending, other = made
         assert other is not ending
 
     def test_a_signal_handler_may_make_a_call(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A call that is made just when a thread has accepted another one is made, too."""
+        """A signal handler may make a call at the moment when a thread accepts another one."""
         workers = WorkerPool("model", LIMIT)
         made: list[str] = []
 
@@ -252,7 +252,7 @@ class TestThreads:
                 super().put(item)
                 if not made:
                     made.append("begun")
-                    item.worker.mark_idle()  # as it does when the call is over by now
+                    item.worker.mark_idle()  # as it does when the call has ended
                     made.append(call(workers, lambda: "made"))
 
         monkeypatch.setattr(workers_module, "SimpleQueue", Signalled)
@@ -263,7 +263,7 @@ class TestThreads:
     def test_a_thread_whose_caller_was_interrupted_ends(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A thread that was taken, and then got no call, ends when its idle time is over."""
+        """A thread that was removed from the idle ones but got no call ends after its idle time."""
         monkeypatch.setattr(workers_module, "IDLE_SECONDS", 0.01)
         take: Callable[[WorkerPool], threading.Thread] = vars(WorkerPool)["_worker"]
 
@@ -289,7 +289,7 @@ class TestThreads:
         assert call(workers, lambda: "made") == "made"
 
     def test_a_call_without_a_thread_is_dropped(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """If no thread can be started, that is raised to the caller, and the call is freed."""
+        """If no thread can be started, the error is raised to the caller, and the call is freed."""
         workers = WorkerPool("model", LIMIT)
 
         def refuse(_thread: object) -> NoReturn:
@@ -321,7 +321,7 @@ class TestThreads:
         assert discarded.wait(TIMEOUT)
 
     def test_no_thread_at_the_end_of_the_interpreter(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A thread that would never run is not waited for."""
+        """No call waits for a thread that would never run."""
         workers = WorkerPool("model", LIMIT)
         monkeypatch.setattr("sys.is_finalizing", lambda: True)
 
@@ -329,7 +329,7 @@ class TestThreads:
             call(workers, lambda: "never")
 
     def test_another_caller_may_be_faster(self) -> None:
-        """A caller whose idle thread another caller takes makes a new one."""
+        """If another caller takes the idle thread, a new one is started."""
         workers = WorkerPool("model", LIMIT)
         vars(workers)["_idle"] = Vanishing()
 
@@ -346,7 +346,7 @@ class TestThreads:
         assert call(workers, threading.current_thread) is not gone
 
     def test_no_call_is_lost_when_threads_end(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """However often threads end, each call is made."""
+        """Each call is made, even if threads end often."""
         monkeypatch.setattr(workers_module, "IDLE_SECONDS", 0.0002)
         workers = WorkerPool("model", LIMIT)
 
@@ -356,7 +356,7 @@ class TestThreads:
         assert threading.current_thread() not in threads
 
     def test_as_many_threads_as_calls_at_once(self) -> None:
-        """Each caller gets its own result, and there are no more threads than callers."""
+        """Each caller gets its own result, with no more threads than callers."""
         numbers, threads = call_in_threads(WorkerPool("model", LIMIT), callers=8, calls=200)
 
         assert len(numbers) == 1600
@@ -364,7 +364,7 @@ class TestThreads:
 
 
 def test_the_longest_wait_has_no_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A limit may be longer than the longest wait that a lock of the platform allows."""
+    """A limit may be longer than the longest possible wait for a lock."""
     monkeypatch.setattr(workers_module, "TIMEOUT_MAX", 0.001)
     waits = Slow(lambda: "made")
     looks = itertools.count()
@@ -378,10 +378,10 @@ def test_the_longest_wait_has_no_limit(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class HastyQueue(SimpleQueue[Any]):
-    """A queue whose reader times out several times, just when an item comes."""
+    """A queue whose reader times out several times at the moment when an item arrives."""
 
     def __init__(self) -> None:
-        """Prepare to be empty."""
+        """Make an empty queue."""
         self._left = 3
         self._has_item = threading.Event()
 
@@ -409,12 +409,12 @@ class Ending:
         return True
 
     def accept(self, _task: object) -> bool:
-        """Refuse, since it has ended."""
+        """Return False, since it has ended."""
         return False
 
 
 class Vanishing(list[threading.Thread]):
-    """A list that has an item when its length is read, and none when that is taken."""
+    """A list that has an item when its length is read, and none when the item is taken."""
 
     @override
     def __len__(self) -> int:
@@ -457,10 +457,10 @@ def call_in_threads(
 
 
 class TestTime:
-    """The caller waits as long as there is time left."""
+    """The caller waits until its time limit has elapsed."""
 
     def test_no_time_left(self, slow: Slow[str]) -> None:
-        """A call whose time is up from the beginning is abandoned."""
+        """A call without remaining time is abandoned."""
         workers = WorkerPool("model", 0.5)
 
         with pytest.raises(AttemptTimeoutError) as caught:
@@ -469,7 +469,7 @@ class TestTime:
         assert (caught.value.provider, caught.value.timeout) == ("model", 0.5)
 
     def test_time_that_is_added(self, slow: Slow[str]) -> None:
-        """If the time is extended meanwhile, the caller goes on waiting."""
+        """If the time is extended meanwhile, the caller continues to wait."""
         answers = iter([0.001, 0.001, 0.001, LIMIT])
 
         def remaining() -> float:
@@ -483,7 +483,7 @@ class TestTime:
     def test_a_result_at_the_last_moment(
         self, delivered: threading.Event, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A result that is there when the time is up is in time, and its call is not abandoned."""
+        """A result that is available when the time elapses is returned; no call is abandoned."""
         monkeypatch.setattr(workers_module, "MAX_ABANDONED", 1)
         workers = WorkerPool("model", LIMIT)
         discarded: list[str] = []
@@ -504,7 +504,7 @@ class TestErrors:
         "error", [ValueError, StopIteration, GeneratorExit, SystemExit, KeyboardInterrupt]
     )
     def test_an_error_reaches_the_caller(self, error: type[BaseException]) -> None:
-        """Whatever a call raises is raised to the caller as it is, and the thread works on."""
+        """Any exception of a call is raised to the caller unchanged; the thread continues."""
         workers = WorkerPool("model", LIMIT)
         raised = error("what it says")
         threads: list[threading.Thread] = []
@@ -523,7 +523,7 @@ class TestErrors:
     def test_a_late_error_is_logged(
         self, error: type[BaseException], caplog: pytest.LogCaptureFixture
     ) -> None:
-        """An error that comes too late is logged by its type, without its text."""
+        """A late error is logged by its type, without its text."""
         caplog.set_level(logging.DEBUG, "resilience")
 
         def fail() -> str:
@@ -560,7 +560,7 @@ class TestErrors:
     def test_an_error_of_discarding_is_logged(
         self, slow: Slow[str], caplog: pytest.LogCaptureFixture
     ) -> None:
-        """If discarding raises, that is logged, and the thread works on."""
+        """If discarding raises, that is logged, and the thread continues."""
         workers = WorkerPool("model", 0.01)
 
         def fail(_result: str) -> None:
@@ -602,7 +602,7 @@ class TestInterruptions:
         assert discarded == [("late", slow.thread)]
 
     def test_its_result_may_be_there_already(self, delivered: threading.Event) -> None:
-        """A result that is there when the caller is interrupted is discarded by the caller."""
+        """A result that is available when the caller is interrupted is discarded by the caller."""
         discarded: list[tuple[str, threading.Thread]] = []
 
         def remaining() -> float:
@@ -622,7 +622,7 @@ class TestInterruptions:
     def test_it_counts_as_abandoned_until_it_ends(
         self, slow: Slow[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A call whose caller was interrupted hangs like any other."""
+        """A call whose caller was interrupted counts as abandoned until it ends."""
         monkeypatch.setattr(workers_module, "MAX_ABANDONED", 1)
         workers = WorkerPool("model", LIMIT)
 
@@ -673,7 +673,7 @@ class TestLimit:
     def test_a_call_whose_thread_has_died(
         self, slow: Slow[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A call whose thread has died does not count as hanging."""
+        """A call whose thread is not alive does not count as hanging."""
         monkeypatch.setattr(workers_module, "MAX_ABANDONED", 1)
         monkeypatch.setattr(threading, "excepthook", drop)
         workers = WorkerPool("model", 0.01)
@@ -692,7 +692,7 @@ class TestLimit:
     def test_a_call_that_has_ended(
         self, slow: Slow[str], delivered: threading.Event, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A call that an interruption has left among the abandoned ones counts until it ends."""
+        """A call that an interruption has left in the abandoned ones counts until it ends."""
         monkeypatch.setattr(workers_module, "MAX_ABANDONED", 1)
         workers = WorkerPool("model", 0.01)
         vars(workers)["abandoned"] = Forgetful()

@@ -1,4 +1,4 @@
-"""Providers that keep their contracts, and ways to make wrong ones of them."""
+"""Providers that keep their contracts, and functions that make wrong ones of them."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from queue import SimpleQueue
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 TIMEOUT = 10.0
 HANGING = Event()
-"""What ends the calls that hang, when a test is over."""
+"""Ends the hanging calls when a test has ended."""
 
 EVERYTHING = llm.ModelCapabilities(
     context_window=8192,
@@ -40,18 +40,18 @@ CALL = llm.ToolCall(id="c-1", name="weather", arguments='{"city": "Oslo"}')
 
 
 def hang(*_arguments: object) -> None:
-    """Return when the test is over."""
+    """Return when the test has ended."""
     HANGING.wait(TIMEOUT)
 
 
 def refuse(*_arguments: object) -> Any:
-    """Raise as a client does whose server cannot be reached."""
+    """Raise like a client whose server cannot be reached."""
     msg = "refused"
     raise ConnectionError(msg)
 
 
 def wrong(base: type[T], **methods: Callable[..., object] | None) -> type[T]:
-    """Return a class of providers or sessions, of which some methods are replaced."""
+    """Return a class of providers or sessions with some replaced methods."""
     return cast("type[T]", type(f"Wrong{base.__name__}", (base,), methods))
 
 
@@ -82,7 +82,7 @@ class Model(llm.Provider):
 
 
 class TextModel(Model):
-    """A model that keeps its contract, and can do nothing but text."""
+    """A model that keeps its contract, and supports only text."""
 
     @override
     def complete(self, request: llm.CompletionRequest) -> llm.CompletionResponse:
@@ -112,7 +112,7 @@ class TextModel(Model):
 
 
 class Synthesiser(tts.Provider):
-    """A synthesiser that keeps its contract: it speaks each fragment as it comes."""
+    """A synthesiser that keeps its contract: it speaks each fragment as it arrives."""
 
     @override
     def synthesize_stream(self, text: Iterable[str], voice: tts.VoiceProfile) -> Iterable[bytes]:
@@ -164,12 +164,12 @@ class Line(stt.SessionHandle):
         self.end()
 
     def end(self, error: Exception | None = None) -> None:
-        """Let readers find the end, or an exception."""
+        """Signal the end or an exception to the readers."""
         for queue in self.queues.values():
             queue.put(error)
 
     def read(self, queue: SimpleQueue[Any]) -> Iterator[stt.Transcript]:
-        """Yield transcripts as they come."""
+        """Yield transcripts as they arrive."""
         while isinstance(item := queue.get(timeout=TIMEOUT), stt.Transcript):
             yield item
         queue.put(item)
@@ -188,5 +188,5 @@ class Recogniser(stt.Provider):
 
 
 def recogniser(**methods: Callable[..., object] | None) -> type[Recogniser]:
-    """Return a class of recognisers, of whose sessions some methods are replaced."""
+    """Return a class of recognisers whose sessions have some replaced methods."""
     return wrong(Recogniser, start_stream=lambda _self, _config: wrong(Line, **methods)())

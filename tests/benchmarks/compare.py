@@ -3,9 +3,9 @@
     python tests/benchmarks/compare.py [--json] [--rounds N]
     python tests/benchmarks/compare.py --check
 
-All candidates of a case take turns in each round, so that a busy machine slows all of them. The
+All candidates of a case run in turn in each round, so that a busy machine slows all of them. The
 figures are medians over the rounds, in nanoseconds for one call, and ratios to the bare call. A
-peer that is not installed is left out.
+library that is not installed is left out.
 
 With `--check` it measures this library alone, in a few seconds, and fails if one of the ratios in
 `BOUNDS` is exceeded.
@@ -38,7 +38,7 @@ Work = Callable[[], object]
 Case = dict[str, Work]
 Table = dict[str, dict[str, float]]
 
-NEVER = 10**9  # failures, seconds: more than a benchmark has
+NEVER = 10**9  # failures, seconds: more than in any benchmark
 CALLS = 2_000
 CHECK_ROUNDS = 40
 ITEMS = 1_000
@@ -68,7 +68,7 @@ def swallowing(work: Work) -> Work:
 
 
 class Through:
-    """What any wrapper costs that passes a function and its arguments on, and does nothing else."""
+    """The cost of a wrapper that passes a function and its arguments on, and does nothing else."""
 
     def execute(self, fn: Callable[..., object], /, *args: object, **kwargs: object) -> object:
         """Call the function."""
@@ -84,7 +84,7 @@ class Through:
 
 
 class Model(llm.Provider):
-    """The cheapest provider there can be."""
+    """A provider that does as little as possible."""
 
     def __init__(self, *, fails: bool = False) -> None:
         """Answer always, or fail always."""
@@ -123,9 +123,10 @@ BOUNDS = {
     "language model, primary answers": ("passed through", 12.0),
     f"stream of {ITEMS} items": ("bare", 5.6),
 }
-"""For each case what it is compared with, and how many times its cost is allowed.
+"""For each case, the case that it is compared with, and the highest allowed ratio of the costs.
 
-An eighth more than the highest of 20 runs on a busy machine, each on CPython 3.13 and 3.15.
+The ratio is an eighth higher than the highest of 20 runs on a busy machine, each on CPython 3.13
+and 3.15.
 """
 
 
@@ -272,7 +273,7 @@ def _drain(items: object) -> None:
 
 
 def measure(case: Case, rounds: int, calls: int) -> dict[str, float]:
-    """Return for each candidate the median of the nanoseconds for one call, less the loop's."""
+    """Return for each candidate the median of the nanoseconds for one call, minus the loop's."""
     case = {"loop": lambda: None, **case}
     figures: dict[str, list[float]] = {name: [] for name in case}
     for _ in range(rounds):
@@ -311,7 +312,7 @@ class Shared:
 
 
 class TwiceLocked:
-    """The breaker that takes a lock before and after each call."""
+    """A breaker that takes a lock before and after each call."""
 
     def __init__(self) -> None:
         """Make it closed."""
@@ -357,7 +358,7 @@ def memory() -> float:
 
 
 def import_times(rounds: int) -> dict[str, float]:
-    """Return the milliseconds of two imports, each in a process of its own, less an empty one."""
+    """Return the milliseconds of two imports, each minus the time of an empty process."""
     statements = {
         "nothing": "pass",
         "standard library": "import dataclasses, enum, logging, threading",

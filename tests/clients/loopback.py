@@ -1,4 +1,4 @@
-"""A server on this machine that misbehaves according to a script."""
+"""A server on this machine whose faults follow a script."""
 
 import socket
 from collections.abc import Iterator, Mapping
@@ -13,7 +13,7 @@ from connections import LocalServer, QuietHandler, run
 
 
 class Fault(Enum):
-    """What the server does instead of answering."""
+    """A fault of the server, instead of an answer."""
 
     RESET = auto()
     SILENCE = auto()
@@ -85,7 +85,7 @@ def serve(behaviour: Answer | Fault) -> Iterator[str]:
 
 @contextmanager
 def refuse() -> Iterator[str]:
-    """Yield the URL of a port at which no server listens, and which no other one can take."""
+    """Yield the URL of a port on which no server listens, and which no other server can use."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         yield f"http://127.0.0.1:{taken.getsockname()[1]}"

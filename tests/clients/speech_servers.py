@@ -1,4 +1,4 @@
-"""Servers on this machine that answer as a speech vendor does, or misbehave, and keep what came."""
+"""Servers on this machine that answer like a speech vendor, or fail, and record requests."""
 
 import json
 import socket
@@ -21,7 +21,7 @@ deepgram = pytest.importorskip("deepgram")
 httpx = pytest.importorskip("httpx")
 websockets = pytest.importorskip("websockets.sync.server")
 with warnings.catch_warnings():
-    # It imports a part of another package that is deprecated, which fails no test of ours.
+    # It imports a deprecated part of another package, which is not what the tests check.
     warnings.simplefilter("ignore", DeprecationWarning)
     pytest.importorskip("deepgram.listen.v1.client")
 
@@ -70,8 +70,8 @@ class Reply:
         headers: Further headers.
         pieces: The body.
         is_endless: Whether the last piece is repeated until the client has closed the connection.
-        is_cut: Whether the connection ends before the body is whole.
-        is_silent: Whether nothing comes after the pieces.
+        is_cut: Whether the connection ends before the body is complete.
+        is_silent: Whether nothing is sent after the pieces, and the connection stays open.
     """
 
     status: int = 200
@@ -85,7 +85,7 @@ class Reply:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What a client has sent."""
+    """A request of a client."""
 
     path: str
     query: Mapping[str, str]
@@ -100,7 +100,7 @@ class Request:
 class SpeechServer(CountingServer):
     """Sends the replies in order, and the last of them to all further requests.
 
-    A path that has a reply of its own always gets that one.
+    A path with a reply of its own always gets that reply.
     """
 
     def __init__(self, replies: Sequence[Reply], by_path: Mapping[str, Reply]) -> None:
@@ -170,13 +170,14 @@ def as_json(value: object) -> Reply:
 
 
 class Ears:
-    """A server of Deepgram's interface for recognition, whose side the test plays.
+    """A server with Deepgram's interface for recognition, which the test controls.
 
     Attributes:
         address: Host and port.
         queries: The query of each handshake, as pairs.
-        lines: The connections, as they come.
-        received: What the clients send, bytes or a dictionary; None where one has left.
+        lines: The connections, in their order.
+        received: The messages of the clients, bytes or a dictionary; None when one has
+            disconnected.
     """
 
     def __init__(
@@ -206,7 +207,7 @@ class Ears:
         return response
 
     def listen(self, line: Any) -> None:  # noqa: ANN401
-        """Keep what comes until the connection ends."""
+        """Record messages until the connection ends."""
         self.lines.put(line)
         self.connections.add(line)
         with suppress(Exception):
@@ -216,12 +217,12 @@ class Ears:
         self.received.put(None)
 
     def hear(self, line: Any, message: Any) -> None:  # noqa: ANN401, ARG002 - for subclasses
-        """Keep what a client has sent."""
+        """Record a message of a client."""
         self.received.put(message)
 
 
 class Recogniser(Ears):
-    """A server that plays its side itself: it recognises a word in each piece of audio.
+    """A server that answers by itself: it recognises a word in each piece of audio.
 
     The word is partial at first, and final when the client has sent its last audio.
     """
@@ -245,7 +246,7 @@ class Recogniser(Ears):
 
 
 def results(text: str, **fields: object) -> dict[str, Any]:
-    """Return a message with what was recognised."""
+    """Return a message with a transcript."""
     alternative = {"transcript": text, "confidence": 0.9, "words": []}
     return {
         "type": "Results",
@@ -264,7 +265,7 @@ def results(text: str, **fields: object) -> dict[str, Any]:
 def listen(
     status: int | None = None, headers: Mapping[str, str] | None = None, body: bytes = b""
 ) -> Iterator[Ears]:
-    """Run a recogniser whose side the test plays."""
+    """Run a recogniser that the test controls."""
     with run(Ears(status, headers, body)) as ears:
         yield ears
 
@@ -284,12 +285,12 @@ def run(ears: EarsT) -> Iterator[EarsT]:
 
 
 def break_off(line: Any) -> None:  # noqa: ANN401
-    """End a connection without a word."""
+    """End a connection without a message."""
     line.socket.shutdown(socket.SHUT_RDWR)
 
 
 @contextmanager
 def accept_only() -> Iterator[str]:
-    """Yield the address of a server that never answers; at the end it resets all connections."""
+    """Yield the address of a server that never answers; at the end all connections are reset."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         yield f"127.0.0.1:{listener.getsockname()[1]}"

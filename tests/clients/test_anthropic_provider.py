@@ -1,4 +1,4 @@
-"""What `AnthropicLLM` translates."""
+"""Requests and answers that `AnthropicLLM` translates."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -35,7 +35,7 @@ anthropic = pytest.importorskip("anthropic")
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    """Run Anthropic."""
+    """Run a test server of Anthropic."""
     with serve_anthropic() as server:
         yield server
 
@@ -58,7 +58,7 @@ def provider_of(kind: str, body: bytes, status: int = 200) -> Iterator[llm.Provi
 
 
 def complete(content: Sequence[Json], reason: str | None, **more: object) -> llm.CompletionResponse:
-    """Ask a server for a whole answer."""
+    """Request a whole answer from a server."""
     usage = {"input_tokens": 3, "output_tokens": 2}
     body = {"id": "msg-1", "type": "message", "role": "assistant", "model": "m", "usage": usage}
     text = json.dumps({**body, "content": content, "stop_reason": reason, **more}).encode()
@@ -67,7 +67,7 @@ def complete(content: Sequence[Json], reason: str | None, **more: object) -> llm
 
 
 def stream(*pieces: Json, reason: str | None = "end_turn") -> list[llm.Chunk]:
-    """Ask a server for a stream without a beginning, of which these are the pieces."""
+    """Request a stream of these pieces, without the events of its beginning, from a server."""
     delta = {"stop_reason": reason, "stop_sequence": None}
     end = {"type": "message_delta", "delta": delta, "usage": {"output_tokens": 2}}
     body = b"".join(events([*pieces, end, {"type": "message_stop"}], named=True))
@@ -87,7 +87,7 @@ def delta(**fields: object) -> Json:
 
 @both_ways
 def test_a_reasoning_tool_loop(provider: llm.Provider, server: Server, *, streams: bool) -> None:
-    """Signed and encrypted reasoning is sent back as it was, in each turn."""
+    """Signed and encrypted reasoning is sent back unchanged, in each turn."""
     answers = converse(provider, LOOP, ["rain", "sun"], streams=streams)
 
     assert answers[-1].content == "claude says rain and sun."
@@ -101,7 +101,7 @@ def test_a_reasoning_tool_loop(provider: llm.Provider, server: Server, *, stream
 
 @both_ways
 def test_a_signature_that_is_missing(provider: llm.Provider, *, streams: bool) -> None:
-    """The server refuses a call without the reasoning that led to it, so the loop above counts."""
+    """The server rejects a call without its reasoning, so the test above detects a loss of it."""
     begun = provider.complete(LOOP)
     result = llm.Message(role="tool", tool_call_id=begun.tool_calls[0].id, content="rain")
     changed = json.loads(json.dumps(begun.extra))
@@ -127,7 +127,7 @@ def test_blanks_before_a_call(provider: llm.Provider, server: Server) -> None:
 
 
 def test_extra_survives_json(provider: llm.Provider) -> None:
-    """What must be sent back can be stored as JSON."""
+    """The data that must be sent back can be stored as JSON."""
     begun = provider.complete(LOOP)
     stored = json.loads(json.dumps(begun.extra))
     result = llm.Message(role="tool", tool_call_id=begun.tool_calls[0].id, content="rain")
@@ -137,7 +137,7 @@ def test_extra_survives_json(provider: llm.Provider) -> None:
 
 
 def test_conversations_are_not_changed(provider: llm.Provider) -> None:
-    """Neither a message nor its extra is changed by being sent."""
+    """Sending changes neither a message nor its `extra`."""
     begun = provider.complete(LOOP)
     before = json.dumps(begun.extra)
     result = llm.Message(role="tool", tool_call_id=begun.tool_calls[0].id, content="rain")
@@ -157,7 +157,7 @@ def test_conversations_are_not_changed(provider: llm.Provider) -> None:
     ],
 )
 def test_finish_reasons(reason: str, translated: str) -> None:
-    """Known reasons are translated, and others passed on."""
+    """Known finish reasons are translated, and others are passed on."""
     text = {"type": "text", "text": "Hi."}
 
     assert complete([text], reason).finish_reason == translated
@@ -216,7 +216,7 @@ def test_a_body_that_is_no_message(body: bytes) -> None:
 
 
 def test_a_call_that_was_cut_off() -> None:
-    """The arguments of a call that does not fit are passed on as they are."""
+    """If a tool call is cut off at `max_tokens`, its arguments are passed on unchanged."""
     use = {"type": "tool_use", "id": "1", "name": "weather", "input": {}}
 
     chunks = stream(
@@ -229,14 +229,14 @@ def test_a_call_that_was_cut_off() -> None:
 
 
 def test_a_call_without_arguments() -> None:
-    """A call whose arguments the vendor leaves out has an empty object."""
+    """A tool call whose arguments the vendor omits has an empty object."""
     use = {"type": "tool_use", "id": "1", "name": "now", "input": {}}
 
     assert stream(start(use), reason="tool_use")[-1].tool_calls[0].arguments == "{}"
 
 
 def test_citations() -> None:
-    """Citations are kept if an answer has to be sent back as it was."""
+    """Citations are kept if an answer has to be sent back unchanged."""
     cited = {"type": "char_location", "cited_text": "rain", "document_index": 0}
     text = {"type": "text", "text": "", "citations": None}
     server_tool = {"type": "server_tool_use", "id": "1", "name": "web_search", "input": {}}
@@ -313,7 +313,7 @@ def test_a_text_in_another_encoding(provider: llm.Provider, server: Server) -> N
 
 
 def test_results_of_several_calls(provider: llm.Provider, server: Server) -> None:
-    """Results stand together in one message, with pictures, and are followed by what is said."""
+    """Results are in one message, with their pictures; the user's text follows them."""
     calls = tuple(llm.ToolCall(id=each, name="weather", arguments="") for each in "ab")
     messages = (
         *ask("Hi"),
@@ -356,7 +356,7 @@ def test_instructions(provider: llm.Provider, server: Server) -> None:
 
 
 def test_ids_of_another_vendor(provider: llm.Provider, server: Server) -> None:
-    """An id with letters that the vendor refuses is written in others, in call and result."""
+    """Characters of an id that the vendor rejects are replaced, in the call and in the result."""
     call = llm.ToolCall(id="functions.weather:0", name="weather", arguments="{}")
     messages = (
         *ask("Hi"),
@@ -373,7 +373,7 @@ def test_ids_of_another_vendor(provider: llm.Provider, server: Server) -> None:
     ("effort", "sent"), [("minimal", "low"), ("high", "high"), ("xhigh", "xhigh")]
 )
 def test_efforts(provider: llm.Provider, server: Server, effort: str, sent: str) -> None:
-    """The words of the contract are translated into those of the vendor."""
+    """The efforts of the contract are translated into those of the vendor."""
     provider.complete(replace(REQUEST, reasoning_effort=effort, response_format=STRICT))
 
     assert server.bodies[0]["output_config"]["effort"] == sent
@@ -381,7 +381,7 @@ def test_efforts(provider: llm.Provider, server: Server, effort: str, sent: str)
 
 
 def test_an_effort_that_the_vendor_does_not_have(provider: llm.Provider, server: Server) -> None:
-    """The word of another vendor raises, since this one would refuse the request."""
+    """An effort of another vendor raises, since this vendor would reject the request."""
     with pytest.raises(UnsupportedRequestError, match="reasoning_effort"):
         provider.complete(replace(REQUEST, reasoning_effort="ultra"))
 
@@ -389,7 +389,7 @@ def test_an_effort_that_the_vendor_does_not_have(provider: llm.Provider, server:
 
 
 def test_blanks(provider: llm.Provider) -> None:
-    """A text of blanks alone, which other models write before a call, is left out."""
+    """A text of blanks only, which other models write before a tool call, is left out."""
     call = llm.ToolCall(id="c-1", name="weather", arguments="{}")
     messages = (
         *ask("Hi"),
@@ -411,7 +411,7 @@ def test_a_block_that_starts_with_text() -> None:
 
 
 def test_a_forced_tool_while_reasoning(provider: llm.Provider, server: Server) -> None:
-    """The vendor refuses both at once, so it raises."""
+    """A forced tool together with reasoning raises, since the vendor rejects both together."""
     with pytest.raises(UnsupportedRequestError, match="forced"):
         provider.complete(replace(LOOP, tool_choice="required"))
 
@@ -419,7 +419,7 @@ def test_a_forced_tool_while_reasoning(provider: llm.Provider, server: Server) -
 
 
 def test_the_longest_answer(server: Server) -> None:
-    """The vendor requires a limit, which is the provider's own unless a request has one."""
+    """The vendor requires a maximum length; it is the provider's unless the request has one."""
     with make_anthropic(server.url) as provider:
         provider.complete(REQUEST)
         provider.complete(replace(REQUEST, max_tokens=0))
@@ -448,7 +448,7 @@ def test_counting(provider: llm.Provider) -> None:
     [(400, "input length and `max_tokens` exceed context limit: 9"), (413, "prompt is too long")],
 )
 def test_a_request_that_is_too_long(status: int, text: str, *, streams: bool) -> None:
-    """It is recognised by the message, since there is no code."""
+    """A request that is too long is recognised by the message, since there is no error code."""
     error = {"type": "error", "error": {"type": "invalid_request_error", "message": text}}
     with (
         provider_of("application/json", json.dumps(error).encode(), status) as provider,
@@ -458,7 +458,7 @@ def test_a_request_that_is_too_long(status: int, text: str, *, streams: bool) ->
 
 
 def test_an_error_event() -> None:
-    """An error in the middle of a stream counts against the provider."""
+    """An error event in the middle of a stream counts as a failure of the provider."""
     error = {"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}}
     text = start({"type": "text", "text": ""})
     body = b"".join(events([text, delta(type="text_delta", text="It "), error], named=True))
@@ -474,7 +474,7 @@ def test_an_error_event() -> None:
 
 
 def test_default_capabilities() -> None:
-    """The default is a model of today that does all but understand recordings."""
+    """The default is a current model with all capabilities except for recordings."""
     with anthropic.Anthropic(base_url="http://127.0.0.1:9", api_key="-") as client:
         capabilities = AnthropicLLM(client, "claude").capabilities()
 
@@ -482,12 +482,12 @@ def test_default_capabilities() -> None:
 
 
 def test_limits() -> None:
-    """These are the settings that the vendor does not have."""
+    """These settings raise, since the vendor does not support them."""
     assert KITS["anthropic"].limits == ("temperature", "top_p", "seed")
 
 
 def test_a_setting_of_an_older_version(provider: llm.Provider, server: Server) -> None:
-    """A setting that older versions of the interface know can be sent as an option."""
+    """A setting that only older versions of the API support can be sent as an option."""
     options: dict[str, Any] = {"anthropic": {"extra_body": {"temperature": 0.5}}}
 
     failure_of(provider, replace(REQUEST, extra=options), streams=False)

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.anyio
 
 @pytest.fixture(params=[False, True], ids=["asyncio", "uvloop"])
 def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
-    """Run the coroutines of this file in either loop."""
+    """Run the coroutines of this file in each of the event loops."""
     return "asyncio", {"use_uvloop": request.param}
 
 
@@ -38,7 +38,7 @@ async def cancel(use: Callable[[], Awaitable[object]], gate: Gate) -> None:
 
 
 async def test_a_silent_provider() -> None:
-    """The scope is left, and the call settled; the provider is closed when it returns."""
+    """The scope ends, and the call is settled; the provider is closed when it returns."""
     gate = Gate()
     fake = FakeLLM(["first", gate, "late"])
     attempts: SimpleQueue[Attempt] = SimpleQueue()
@@ -60,7 +60,7 @@ async def test_a_silent_provider() -> None:
 
 @pytest.mark.parametrize("use", [aio.call, aio.stream, aio.session])
 async def test_a_hung_opening(use: Callable[[Gate], Any]) -> None:
-    """The scope is left, whatever hangs."""
+    """The scope ends, whichever opening hangs."""
     gate = Gate()
     used = use(gate)
 
@@ -70,7 +70,7 @@ async def test_a_hung_opening(use: Callable[[Gate], Any]) -> None:
 
 
 async def test_a_session() -> None:
-    """Though nothing can be awaited in a cancelled scope, all is closed."""
+    """Everything is closed, although nothing can be awaited in a cancelled scope."""
     line, transcripts = Source(), Source()
 
     with anyio.CancelScope() as scope:

@@ -12,7 +12,7 @@ from llm_servers.server import Fault, Server
 from resilience import llm
 from resilience.testing import LLMProviderContract
 
-# Whatever a model may lack. All vendors have tools, and lack them in `test_llm_providers`.
+# Everything that a model may not support; tools are tested in `test_llm_providers`.
 TOOLS_ONLY = llm.ModelCapabilities(context_window=1000, supports_tools=True)
 HELLO = llm.CompletionRequest(messages=ask("Say hello."))
 FORCED = llm.CompletionRequest(
@@ -120,7 +120,7 @@ class TestGoogleLLM(VendorContract):
 
 
 class AbleContract(VendorContract):
-    """The contract of a provider whose model can do everything, and is asked for it."""
+    """The contract of a provider whose model supports everything, with requests that use it."""
 
     __test__ = False
 

@@ -24,7 +24,7 @@ from resilience.providers.elevenlabs import ElevenLabsTTS
 from resilience.providers.openai import OpenAITTS
 from resilience.testing import STTProviderContract, TTSProviderContract
 
-AUDIO = Reply(pieces=[b"\1\2" * 65_536] * 4)  # more than a client reads at a time
+AUDIO = Reply(pieces=[b"\1\2" * 65_536] * 4)  # more than a client reads at once
 VOICES = {
     "/v1/models": as_json({"stt": [], "tts": [{"name": "a", "canonical_name": "aura-a-en"}]}),
     "/v2/voices": as_json({"voices": [{"voice_id": "a", "name": "Anna"}], "has_more": False}),
@@ -34,7 +34,7 @@ VOICES = {
 
 @pytest.fixture(autouse=True)
 def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reach this machine directly, whatever the environment says."""
+    """Connect to this machine directly, whatever proxy the environment defines."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("no_proxy", "127.0.0.1")
 
@@ -216,6 +216,6 @@ class TestDeepgramSTT(STTProviderContract):
 
 
 class TestDeepgramSTTChannels(TestDeepgramSTT):
-    """The contract of Deepgram's recogniser, with two channels and a language that it finds."""
+    """The contract of Deepgram's recogniser, with two channels and a detected language."""
 
     config = stt.StreamConfig(sample_rate=8_000, channels=2, encoding="mulaw", language=None)

@@ -41,14 +41,14 @@ ENGLISH = stt.StreamConfig(language="en")
 
 @pytest.fixture(autouse=True)
 def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reach this machine directly, whatever the environment says."""
+    """Connect to this machine directly, whatever proxy the environment defines."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("no_proxy", "127.0.0.1")
 
 
 @pytest.fixture(autouse=True)
 def _leaves_no_threads() -> Iterator[None]:
-    """No thread of a session is left when a test has closed it."""
+    """When a test has closed a session, no thread of the session is left."""
     yield
     names = [thread.name for thread in threading.enumerate()]
     assert [name for name in names if name.startswith("resilience-deepgram")] == []
@@ -70,7 +70,7 @@ def provider(address: str, *, timeout: float = PATIENCE, model: str = "nova-3") 
 def session_with(
     ears: Ears, *, timeout: float = PATIENCE, model: str = "nova-3"
 ) -> Iterator[tuple[deepgram.DeepgramSession, Any]]:
-    """Yield a session and the server's end of its line."""
+    """Yield a session and the server's connection to it."""
     session = provider(ears.address, timeout=timeout, model=model).start_stream(ENGLISH)
     with closing(session):
         yield session, ears.lines.get(timeout=PATIENCE)
@@ -83,7 +83,7 @@ def say(line: Any, *messages: Mapping[str, object]) -> None:  # noqa: ANN401
 
 
 def in_threads(*works: Callable[[], T]) -> list[T | Exception]:
-    """Run functions at the same time, and return what each has returned or raised."""
+    """Run functions at the same time; return the result or the exception of each."""
     outcomes: list[SimpleQueue[T | Exception]] = [SimpleQueue() for _ in works]
     start = threading.Barrier(len(works))
 
@@ -91,7 +91,7 @@ def in_threads(*works: Callable[[], T]) -> list[T | Exception]:
         start.wait(PATIENCE)
         try:
             outcome.put(work())
-        except Exception as error:  # noqa: BLE001 - the test looks at it
+        except Exception as error:  # noqa: BLE001 - the test checks it
             outcome.put(error)
 
     threads = [
@@ -198,7 +198,7 @@ def test_keywords_of_older_models(ears: Ears) -> None:
     ],
 )
 def test_unsupported(ears: Ears, model: str, config: stt.StreamConfig, message: str) -> None:
-    """What Deepgram cannot carry is refused by name and value, before anything is sent."""
+    """A value that Deepgram does not support raises before anything is sent, and is named."""
     with pytest.raises(UnsupportedRequestError, match=message):
         provider(ears.address, model=model).start_stream(config)
 
@@ -254,7 +254,7 @@ def test_transcript(ears: Ears) -> None:
 
 
 def test_several_speakers(ears: Ears) -> None:
-    """A transcript of several speakers, or of one channel, does not name one."""
+    """With several speakers `speaker` is None, and with one channel `channel` is None."""
     words = [
         {"word": "a", "start": 0.0, "end": 0.5, "confidence": 1.0, "speaker": speaker}
         for speaker in (0, 1)
@@ -306,7 +306,7 @@ def test_end_of_an_utterance(ears: Ears) -> None:
 
 
 def test_empty_results_are_left_out(ears: Ears) -> None:
-    """Of the results without text, only those that end an utterance are passed on."""
+    """A result without text is passed on only if it ends an utterance."""
     with session_with(ears) as (session, line):
         say(
             line,
@@ -326,7 +326,7 @@ def test_empty_results_are_left_out(ears: Ears) -> None:
 
 
 def test_two_readers(ears: Ears) -> None:
-    """Two threads read partial and final transcripts of one line at once, and each gets all."""
+    """Two threads read partial and final transcripts of a session at once; each gets all."""
     with session_with(ears) as (session, line):
 
         def speak() -> list[str]:
@@ -345,7 +345,7 @@ def test_two_readers(ears: Ears) -> None:
 
 
 def test_readers_one_after_the_other(ears: Ears) -> None:
-    """An iterator continues where the one before was left, and a further one ends, too."""
+    """An iterator continues after the last transcript that was read; a further one ends too."""
     with session_with(ears) as (session, line):
         say(line, results("a"), results("b"), results("c"))
         first = next(session.finals()).text
@@ -362,7 +362,7 @@ def test_readers_one_after_the_other(ears: Ears) -> None:
 
 
 def test_audio(ears: Ears) -> None:
-    """Audio is sent as it is, but for empty pieces, with which a session would end."""
+    """Audio is sent unchanged, except for empty pieces, which would end the session."""
     with session_with(ears) as (session, _):
         for audio in (b"\1\2", b"", b"\3\4"):
             session.send_audio(audio)
@@ -372,7 +372,7 @@ def test_audio(ears: Ears) -> None:
 
 
 def test_finish(ears: Ears) -> None:
-    """After `finish()` the last words come, and the transcripts end by themselves."""
+    """After `finish()` the last words are returned, and the transcripts end by themselves."""
     with session_with(ears) as (session, line):
         session.send_audio(b"\1\2")
         session.finish()
@@ -386,7 +386,7 @@ def test_finish(ears: Ears) -> None:
 
 
 def test_silence_after_finish(ears: Ears) -> None:
-    """A server that says nothing after `finish()` is not waited for."""
+    """If the server sends nothing after `finish()`, a reader gets a `TimeoutError`."""
     with session_with(ears, timeout=0.05) as (session, _):
         session.finish()
 
@@ -396,7 +396,7 @@ def test_silence_after_finish(ears: Ears) -> None:
 
 
 def test_silence_before_finish(ears: Ears, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before `finish()` a server may say nothing for any time."""
+    """Before `finish()` the server may send nothing for any time."""
     monkeypatch.setattr(deepgram, "_KEEP_ALIVE", 0.02)
     with session_with(ears, timeout=0.01) as (session, line):
 
@@ -412,7 +412,7 @@ def test_silence_before_finish(ears: Ears, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_each_message_renews_the_patience(ears: Ears, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After `finish()` the silence is measured, not the time until the end."""
+    """After `finish()` the limit is for the time without a message, not for the whole time."""
     clock = ManualClock()
     looks = threading.Semaphore(0)
 
@@ -427,7 +427,7 @@ def test_each_message_renews_the_patience(ears: Ears, monkeypatch: pytest.Monkey
         def speak_late() -> str:
             while looks.acquire(blocking=False):
                 pass
-            assert looks.acquire(timeout=PATIENCE)  # the reader has looked whether it is too late
+            assert looks.acquire(timeout=PATIENCE)  # the reader has checked the time limit
             say(line, results("more"))
             return ""
 
@@ -443,7 +443,7 @@ def test_each_message_renews_the_patience(ears: Ears, monkeypatch: pytest.Monkey
 
 
 def test_keep_alive(ears: Ears, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A silent caller is not cut off, and after `finish()` there is nothing to keep."""
+    """Keep-alive messages are sent while the caller sends nothing, but not after `finish()`."""
     monkeypatch.setattr(deepgram, "_KEEP_ALIVE", 0.01)
     with session_with(ears) as (session, line):
         kept = [ears.received.get(timeout=PATIENCE) for _ in range(3)]
@@ -456,7 +456,7 @@ def test_keep_alive(ears: Ears, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_close_in_another_thread(ears: Ears) -> None:
-    """Closing ends the transcripts of readers that wait, normally, and says so to the server."""
+    """Closing ends the transcripts of waiting readers without an error, and the websocket."""
     with session_with(ears) as (session, line):
 
         def close() -> list[str]:
@@ -476,7 +476,7 @@ def test_close_in_another_thread(ears: Ears) -> None:
 
 
 def test_close_waits_for_the_threads(ears: Ears) -> None:
-    """Closing returns when the threads have ended, but for the one that closes."""
+    """Closing returns when the threads have ended, except for the thread that closes."""
 
     class Worker(threading.Thread):
         is_joined = False
@@ -498,17 +498,17 @@ def test_close_waits_for_the_threads(ears: Ears) -> None:
 
 
 def close_1011(line: Any) -> None:  # noqa: ANN401
-    """Close as Deepgram does if it has not received audio."""
+    """Close with the code that Deepgram uses if it has received no audio."""
     line.close(1011, "NET-0001")
 
 
 def close_1000(line: Any) -> None:  # noqa: ANN401
-    """Close as if all was said."""
+    """Close with the code for a normal end."""
     line.close()
 
 
 def report_error(line: Any) -> None:  # noqa: ANN401
-    """Report an error, and go on."""
+    """Report an error, and continue."""
     say(line, {"type": "Error", "variant": "SchemaError", "description": "what was that?"})
 
 
@@ -519,7 +519,7 @@ def send_nonsense(line: Any) -> None:  # noqa: ANN401
 
 @pytest.mark.parametrize("fault", [break_off, close_1011, close_1000, report_error, send_nonsense])
 def test_a_session_that_breaks(ears: Ears, fault: Callable[[Any], None]) -> None:
-    """A broken session raises in both readers, in `send_audio` and in `finish`; no word is lost."""
+    """A broken session raises in both readers, in `send_audio` and in `finish`."""
     with session_with(ears) as (session, line):
         finals = session.finals()
         say(line, results("rain"))
@@ -539,7 +539,7 @@ def test_a_session_that_breaks(ears: Ears, fault: Callable[[Any], None]) -> None
 
 
 def test_words_before_the_break(ears: Ears) -> None:
-    """What was recognised before a session broke is read first."""
+    """Transcripts that arrived before a session broke are returned before the exception."""
     with session_with(ears) as (session, line):
         say(line, results("rain"), results("snow"))
         break_off(line)
@@ -551,7 +551,7 @@ def test_words_before_the_break(ears: Ears) -> None:
 
 
 def test_a_break_after_finish(ears: Ears) -> None:
-    """A session that breaks before its last words has not ended."""
+    """After `finish()`, transcripts of a session that breaks before its end raise."""
     with session_with(ears) as (session, line):
         session.finish()
         break_off(line)
@@ -561,7 +561,7 @@ def test_a_break_after_finish(ears: Ears) -> None:
 
 
 def test_sessions_that_die_open_the_breaker(ears: Ears) -> None:
-    """A session that dies half-way counts, and the next one is the backup's."""
+    """A session that breaks after its start is a failure; the backup serves the next session."""
     breaker = CircuitBreakerConfig(max_failures=1, failure_on=http.is_provider_fault)
     group = STTFallback(provider(ears.address), "primary", FallbackConfig(circuit_breaker=breaker))
     group.add_fallback("backup", FakeSTT(FakeSession()))
@@ -584,7 +584,7 @@ def test_sessions_that_die_open_the_breaker(ears: Ears) -> None:
     [(400, False, False), (401, True, True), (403, False, True), (429, True, True)],
 )
 def test_a_refused_handshake(status: int, *, is_fault: bool, may_succeed: bool) -> None:
-    """A status at the handshake is raised by `start_stream`, with the wait it asks for."""
+    """A status in the handshake is raised by `start_stream`, with the requested delay."""
     with (
         listen(status, {"Retry-After": "30"}) as ears,
         pytest.raises(Exception, match=str(status)) as caught,
@@ -597,7 +597,7 @@ def test_a_refused_handshake(status: int, *, is_fault: bool, may_succeed: bool) 
 
 
 def test_a_page_in_place_of_a_handshake() -> None:
-    """A web page is no session."""
+    """A web page as the answer to the handshake is raised by `start_stream`."""
     with (
         listen(200, body=b"<html>Sign in to this network.</html>") as ears,
         pytest.raises(Exception, match="200"),
@@ -616,7 +616,7 @@ def test_nobody_listens() -> None:
 
 
 def test_a_silent_handshake() -> None:
-    """A handshake that is not answered costs one `attempt_timeout`."""
+    """A handshake without an answer takes one `attempt_timeout`."""
     attempts: list[Attempt] = []
     config = FallbackConfig(attempt_timeout=0.2, on_attempt=attempts.append)
     with accept_only() as address:
@@ -630,7 +630,7 @@ def test_a_silent_handshake() -> None:
 
 
 def test_no_thread_can_be_started(ears: Ears, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If there is no thread for a session, its line is closed."""
+    """If no thread can be started for a session, its connection is closed."""
 
     class NoThread(threading.Thread):
         @override
@@ -655,10 +655,10 @@ def change_keywords(
     answer: Callable[[], None],
     keywords: Sequence[stt.Keyword] = (stt.Keyword(text="probe"),),
 ) -> object:
-    """Change the keywords while a server answers; return what that has raised."""
+    """Change the keywords while a server answers; return the exception of the call."""
 
     def respond() -> None:
-        # One at a time; Deepgram refuses a second request before it has answered the first.
+        # One at a time; Deepgram rejects a second request before it has answered the first.
         assert ears.received.get(timeout=PATIENCE) == {
             "type": "Configure",
             "keyterms": [keyword.text for keyword in keywords],
@@ -670,7 +670,7 @@ def change_keywords(
 
 
 def test_keywords_are_replaced(ears: Ears) -> None:
-    """New keywords are sent, and the answer is awaited; any number of times."""
+    """New keywords are sent, and the call waits for the answer, any number of times."""
     with session_with(ears) as (session, line):
         for keywords in ((stt.Keyword(text="probe"), stt.Keyword(text="half open")), ()):
             outcome = change_keywords(
@@ -683,7 +683,7 @@ def test_keywords_are_replaced(ears: Ears) -> None:
 
 
 def test_keywords_are_refused(ears: Ears) -> None:
-    """If the model cannot change them, that is said; the session goes on."""
+    """If the model cannot change keywords, the call raises, and the session continues."""
     refusal = {
         "type": "ConfigureFailure",
         "request_id": "-",
@@ -699,7 +699,7 @@ def test_keywords_are_refused(ears: Ears) -> None:
 
 
 def test_keywords_are_not_answered(ears: Ears) -> None:
-    """A server that does not answer is not waited for."""
+    """If the server does not answer to new keywords, `TimeoutError` is raised."""
     with session_with(ears, timeout=0.05) as (session, _):
         error = change_keywords(ears, session, lambda: None)
 
@@ -707,7 +707,7 @@ def test_keywords_are_not_answered(ears: Ears) -> None:
 
 
 def test_an_answer_that_comes_late(ears: Ears) -> None:
-    """The answer to a request that has timed out is not taken for that to the next one."""
+    """A late answer to a request that has timed out is not used for the next request."""
     with session_with(ears, timeout=0.05) as (session, line):
         error = change_keywords(ears, session, lambda: None)
         assert isinstance(error, TimeoutError)
@@ -727,7 +727,7 @@ def test_an_answer_that_comes_late(ears: Ears) -> None:
 
 
 def test_keywords_of_a_broken_session(ears: Ears) -> None:
-    """If the session breaks meanwhile, its error is raised, and again the next time."""
+    """If the session breaks during the call, its exception is raised, also by later calls."""
     with session_with(ears) as (session, line):
         error = change_keywords(ears, session, lambda: break_off(line))
 
@@ -738,7 +738,7 @@ def test_keywords_of_a_broken_session(ears: Ears) -> None:
 
 
 def test_keywords_of_a_closed_session(ears: Ears) -> None:
-    """A session that is closed meanwhile says so."""
+    """If the session is closed during the call, the call raises `ConnectionError`."""
     with session_with(ears) as (session, _):
         error = change_keywords(ears, session, session.close)
 
@@ -746,6 +746,6 @@ def test_keywords_of_a_closed_session(ears: Ears) -> None:
 
 
 def test_keywords_with_a_boost(ears: Ears) -> None:
-    """A boost is refused, as at the beginning."""
+    """A boost raises, as in the configuration of a session."""
     with session_with(ears) as (session, _), pytest.raises(UnsupportedRequestError):
         session.set_keywords((stt.Keyword(text="probe", boost=2.0),))

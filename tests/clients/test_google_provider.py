@@ -1,4 +1,4 @@
-"""What `GoogleLLM` translates."""
+"""Requests and answers that `GoogleLLM` translates."""
 
 import json
 from collections.abc import Iterator
@@ -32,7 +32,7 @@ genai = pytest.importorskip("google.genai")
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    """Run Google."""
+    """Run a test server of Google."""
     with serve_google() as server:
         yield server
 
@@ -55,7 +55,7 @@ def provider_of(kind: str, body: bytes) -> Iterator[llm.Provider]:
 
 
 def respond(*answers: Json) -> tuple[llm.CompletionResponse, ...]:
-    """Ask a server for a whole answer, which is the first, and for all of them as a stream."""
+    """Request a whole answer, which is the first of these, and a stream of all of them."""
     with provider_of("application/json", json.dumps(answers[0]).encode()) as provider:
         first = provider.complete(REQUEST) if len(answers) == 1 else llm.CompletionResponse()
     with provider_of("text/event-stream", b"".join(events(answers))) as provider:
@@ -71,7 +71,7 @@ def candidate(*parts: Json, reason: str | None = "STOP") -> Json:
 
 @both_ways
 def test_a_reasoning_tool_loop(provider: llm.Provider, server: Server, *, streams: bool) -> None:
-    """Signatures are sent back with the calls to which they belong, in each turn."""
+    """Signatures are sent back with their tool calls, in each turn."""
     answers = converse(provider, LOOP, ["rain", "sun"], streams=streams)
 
     assert answers[-1].content == "gemini says rain and sun."
@@ -90,7 +90,7 @@ def test_a_reasoning_tool_loop(provider: llm.Provider, server: Server, *, stream
 
 @both_ways
 def test_a_signature_that_was_changed(provider: llm.Provider, *, streams: bool) -> None:
-    """The server refuses a signature that it has not made, so the loop above counts."""
+    """The server rejects a signature that it has not made, so the test above detects a change."""
     begun = answer(provider, LOOP, streams=streams)
     result = llm.Message(role="tool", tool_call_id=begun.tool_calls[0].id, content="rain")
     changed = json.loads(json.dumps(begun.extra))
@@ -117,7 +117,7 @@ def test_the_signature_of_a_text(provider: llm.Provider, server: Server, *, stre
 
 @both_ways
 def test_calls_without_numbers(*, streams: bool) -> None:
-    """Calls that the vendor does not number get ids of their own."""
+    """Tool calls without an id get ids of their own."""
     with serve_google(numbers_calls=False) as server, make_google(server.url) as provider:
         answers = converse(provider, LOOP, ["rain", "sun"], streams=streams)
 
@@ -126,7 +126,7 @@ def test_calls_without_numbers(*, streams: bool) -> None:
 
 
 def test_calls_of_another_model(provider: llm.Provider, server: Server) -> None:
-    """The first of several calls that another model has made is marked as not signed."""
+    """The first of several tool calls of another model gets the placeholder for a signature."""
     calls = tuple(llm.ToolCall(id=each, name="weather", arguments="") for each in "ab")
     results = tuple(llm.Message(role="tool", tool_call_id=each, content=each) for each in "ab")
     called = llm.Message(role="assistant", content="Wait.", tool_calls=calls, reasoning="Hm.")
@@ -140,7 +140,7 @@ def test_calls_of_another_model(provider: llm.Provider, server: Server) -> None:
 
 
 def test_a_call_with_options(provider: llm.Provider, server: Server) -> None:
-    """What a call has in `extra` is sent with it, and a result may hold files."""
+    """The `extra` of a tool call is sent with it, and a result may contain files."""
     signature = {"google": {"thought_signature": b"skip_thought_signature_validator"}}
     call = llm.ToolCall(id="a", name="weather", arguments='{"city": "Oslo"}', extra=signature)
     messages = (
@@ -157,7 +157,7 @@ def test_a_call_with_options(provider: llm.Provider, server: Server) -> None:
 
 
 def test_an_effort_that_the_vendor_does_not_have(provider: llm.Provider, server: Server) -> None:
-    """The word of another vendor raises, since this one would refuse the request."""
+    """An effort of another vendor raises, since this vendor would reject the request."""
     with pytest.raises(UnsupportedRequestError, match="reasoning_effort='xhigh'"):
         provider.complete(replace(REQUEST, reasoning_effort="xhigh"))
 
@@ -165,7 +165,7 @@ def test_an_effort_that_the_vendor_does_not_have(provider: llm.Provider, server:
 
 
 def test_a_short_timeout(provider: llm.Provider, server: Server) -> None:
-    """A timeout is never rounded down to 0, with which the client would wait without end."""
+    """A timeout is never rounded down to 0, which the client treats as no limit."""
     server.fault = Fault.SILENT
 
     error = failure_of(provider, replace(REQUEST, timeout=0.0005), streams=False)
@@ -174,7 +174,7 @@ def test_a_short_timeout(provider: llm.Provider, server: Server) -> None:
 
 
 def test_turns(provider: llm.Provider, server: Server) -> None:
-    """Instructions are together, an empty message is none, and what one says is one turn."""
+    """Instructions are joined, empty messages left out, and messages of one role are one turn."""
     messages = (
         llm.Message(role="system", content="Be brief."),
         *ask("Hi"),
@@ -194,7 +194,7 @@ def test_turns(provider: llm.Provider, server: Server) -> None:
 
 @pytest.mark.parametrize("media_type", ["audio/wav", "video/mp4", "text/plain"])
 def test_files(provider: llm.Provider, media_type: str) -> None:
-    """Files of all kinds reach the vendor, as bytes or as what the vendor calls them."""
+    """Files of all kinds are sent to the vendor, as bytes or with the vendor's name for them."""
     files = (
         llm.Media(media_type=media_type, data=b"a file"),
         llm.Media(media_type=media_type, uri="https://example.com/files/1"),
@@ -218,7 +218,7 @@ def test_a_file_in_its_url(provider: llm.Provider, server: Server) -> None:
 
 
 def test_pictures_of_the_model() -> None:
-    """A file in an answer is kept to be sent back."""
+    """A file in an answer is kept in `extra`, to be sent back."""
     data = {"inlineData": {"mimeType": "image/png", "data": "YSBwaWN0dXJl"}}
 
     for response in respond(candidate({"text": "Look:"}, data)):
@@ -241,19 +241,19 @@ def test_pictures_of_the_model() -> None:
     ],
 )
 def test_finish_reasons(reason: str, translated: str) -> None:
-    """Known reasons are translated, and others passed on."""
+    """Known finish reasons are translated, and others are passed on."""
     for response in respond(candidate({"text": "Hi."}, reason=reason)):
         assert response.finish_reason == translated
 
 
 def test_answers_that_end_early() -> None:
-    """An answer may be empty if its finish reason says why."""
+    """An answer may be empty if its finish reason explains it."""
     for response in respond(candidate(reason="MAX_TOKENS")):
         assert response == llm.CompletionResponse(finish_reason="length")
 
 
 def test_a_blocked_prompt() -> None:
-    """A prompt that is blocked is answered, with the vendor's explanation if there is one."""
+    """A blocked prompt has an answer, with the vendor's explanation if there is one."""
     feedback = {"blockReason": "PROHIBITED_CONTENT", "blockReasonMessage": "I will not."}
 
     for response in respond({"promptFeedback": feedback}):
@@ -283,7 +283,7 @@ def test_no_finish_reason(body: str) -> None:
 
 
 def test_pieces_of_a_text() -> None:
-    """Pieces are joined for the way back, but not across a signature or a thought."""
+    """Pieces are joined before they are sent back, but not across a signature or a thought."""
     pieces: list[Json] = [
         {"text": "It ", "thought": True},
         {"text": "rains", "thought": True},
@@ -310,7 +310,7 @@ def test_pieces_of_a_text() -> None:
 
 
 def test_a_call_without_arguments() -> None:
-    """A call whose arguments the vendor leaves out has an empty object."""
+    """A tool call whose arguments the vendor omits has an empty object."""
     for response in respond(candidate({"functionCall": {"name": "now"}})):
         assert response.tool_calls[0].arguments == "{}"
         assert response.finish_reason == "tool_calls"
@@ -327,7 +327,7 @@ def test_a_body_that_is_no_count(body: bytes) -> None:
 
 
 def test_counting(provider: llm.Provider, server: Server) -> None:
-    """Tokens are counted by the vendor, those of instructions too."""
+    """Tokens are counted by the vendor, including those of instructions."""
     messages = (llm.Message(role="system", content="Be brief."), *ask("Hi"))
 
     assert provider.count_tokens(messages) == 23
@@ -335,7 +335,7 @@ def test_counting(provider: llm.Provider, server: Server) -> None:
 
 
 def test_an_error_event() -> None:
-    """An error in the middle of a stream counts against the provider."""
+    """An error event in the middle of a stream counts as a failure of the provider."""
     error = {"error": {"code": 503, "message": "Overloaded.", "status": "UNAVAILABLE"}}
     body = b"".join(events([candidate({"text": "It "}, reason=None), error]))
 
@@ -350,7 +350,7 @@ def test_an_error_event() -> None:
 
 
 def test_default_capabilities() -> None:
-    """The default is a model of today."""
+    """The default is a current model."""
     with genai.Client(api_key="-") as client:
         capabilities = GoogleLLM(client, "gemini").capabilities()
 

@@ -1,4 +1,4 @@
-"""What real HTTP clients raise is read as it is meant.
+"""Exceptions of real HTTP clients are classified correctly.
 
 Each client talks to a server on this machine. Those that are not installed are skipped.
 """
@@ -43,12 +43,12 @@ CLIENTS = {
 }
 
 Ask = Callable[[str, float], None]
-"""Sends a request to a URL, waits no longer than some seconds, and reads the answer."""
+"""Sends a request to a URL, with a timeout in seconds, and reads the answer."""
 
 
 @pytest.fixture(autouse=True)
 def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reach this machine directly, whatever the environment says."""
+    """Connect to this machine directly, whatever proxy the environment defines."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("no_proxy", "127.0.0.1")
 
@@ -78,14 +78,14 @@ def ask_requests(url: str, timeout: float) -> None:
 
 
 def ask_openai(url: str, timeout: float) -> None:
-    """Ask for a whole answer with openai."""
+    """Request a whole answer with openai."""
     openai = pytest.importorskip("openai")
     with openai.OpenAI(api_key="-", base_url=url, timeout=timeout, max_retries=0) as client:
         client.chat.completions.create(model="-", messages=MESSAGES)
 
 
 def stream_openai(url: str, timeout: float) -> None:
-    """Ask for a stream with openai."""
+    """Request a stream with openai."""
     openai = pytest.importorskip("openai")
     with (
         openai.OpenAI(api_key="-", base_url=url, timeout=timeout, max_retries=0) as client,
@@ -95,14 +95,14 @@ def stream_openai(url: str, timeout: float) -> None:
 
 
 def ask_anthropic(url: str, timeout: float) -> None:
-    """Ask for a whole answer with anthropic."""
+    """Request a whole answer with anthropic."""
     anthropic = pytest.importorskip("anthropic")
     with anthropic.Anthropic(api_key="-", base_url=url, timeout=timeout, max_retries=0) as client:
         client.messages.create(model="-", max_tokens=9, messages=MESSAGES)
 
 
 def stream_anthropic(url: str, timeout: float) -> None:
-    """Ask for a stream with anthropic."""
+    """Request a stream with anthropic."""
     anthropic = pytest.importorskip("anthropic")
     with (
         anthropic.Anthropic(api_key="-", base_url=url, timeout=timeout, max_retries=0) as client,
@@ -112,7 +112,7 @@ def stream_anthropic(url: str, timeout: float) -> None:
 
 
 def stream_anthropic_lazily(url: str, timeout: float) -> None:
-    """Ask for a stream with anthropic's helper, which begins in the `with` statement."""
+    """Request a stream with anthropic's helper, which sends it in the `with` statement."""
     anthropic = pytest.importorskip("anthropic")
     with (
         anthropic.Anthropic(api_key="-", base_url=url, timeout=timeout, max_retries=0) as client,
@@ -137,7 +137,7 @@ def ask_aiohttp(url: str, timeout: float) -> None:
 
 
 def ask_botocore(url: str, timeout: float) -> None:
-    """Ask for a whole answer with botocore."""
+    """Request a whole answer with botocore."""
     sessions = pytest.importorskip("botocore.session")
     config = pytest.importorskip("botocore.config").Config(
         read_timeout=timeout, retries={"total_max_attempts": 1}
@@ -155,7 +155,7 @@ def ask_botocore(url: str, timeout: float) -> None:
 
 
 def ask_genai(url: str, timeout: float) -> None:
-    """Ask for a whole answer with google-genai."""
+    """Request a whole answer with google-genai."""
     genai = pytest.importorskip("google.genai")
     options = {"base_url": url, "timeout": round(timeout * 1000)}
     with genai.Client(api_key="-", http_options=options) as client:
@@ -163,14 +163,14 @@ def ask_genai(url: str, timeout: float) -> None:
 
 
 def ask_ollama(url: str, timeout: float) -> None:
-    """Ask for a whole answer with ollama."""
+    """Request a whole answer with ollama."""
     ollama = pytest.importorskip("ollama")
     with ollama.Client(host=url, timeout=timeout) as client:
         client.chat(model="-", messages=MESSAGES)
 
 
 def ask_elevenlabs(url: str, timeout: float) -> None:
-    """Ask for a voice with elevenlabs."""
+    """Request a voice with elevenlabs."""
     httpx = pytest.importorskip("httpx")
     vendor = pytest.importorskip("elevenlabs.client")
     options = {"max_retries": 0, "timeout_in_seconds": timeout}
@@ -251,7 +251,7 @@ def test_the_status_of_a_response_decides(ask: Ask, status: int, expected: Answe
 def test_the_provider_says_when_to_come_back(
     ask: Ask, status: int, headers: dict[str, str], seconds: float
 ) -> None:
-    """A wait that the response asks for is found, in each form that it may have."""
+    """The delay that a response requests is found, in each of its forms."""
     with serve(Answer(status=status, headers=headers)) as url:
         error = error_of(ask, url)
 
@@ -293,7 +293,7 @@ def test_no_response_is_the_providers_fault(
 @pytest.mark.parametrize("ask", [stream_anthropic, stream_anthropic_lazily])
 @pytest.mark.parametrize("kind", ["overloaded_error", "api_error", "rate_limit_error"])
 def test_an_error_in_anthropics_stream_is_the_providers_fault(ask: Ask, kind: str) -> None:
-    """An error event carries the status of the stream, 200, and is the provider's fault."""
+    """An error event has the status of the stream, 200, and is the provider's fault."""
     event = {"type": "error", "error": {"type": kind, "message": "Sorry."}}
     body = f"event: error\ndata: {json.dumps(event)}\n\n".encode()
 
@@ -306,7 +306,7 @@ def test_an_error_in_anthropics_stream_is_the_providers_fault(ask: Ask, kind: st
 
 
 def test_an_error_in_openais_stream_is_the_providers_fault() -> None:
-    """An error event carries no status, and is the provider's fault."""
+    """An error event has no status, and is the provider's fault."""
     event = {"error": {"type": "server_error", "code": 500, "message": "Sorry."}}
     body = f"data: {json.dumps(event)}\n\n".encode()
 
@@ -318,7 +318,7 @@ def test_an_error_in_openais_stream_is_the_providers_fault() -> None:
     assert http.retry_after(error) is None
 
 
-# ---- waits that do not stand in a header
+# ---- delays that are not in a header
 
 RETRY_INFO = {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "34.5s"}
 GOOGLES_ERROR = {
@@ -370,7 +370,7 @@ def test_the_error_codes_of_aws_are_read(status: int, code: str, expected: Answe
 
 
 def fail_by_grpc(code: str, wait: float | None = None) -> tuple[Exception, Exception]:
-    """Let a real server abort a call, and return what grpc and google-api-core raise."""
+    """Let a real server abort a call; return the exceptions of grpc and google-api-core."""
     grpc = pytest.importorskip("grpc")
     rpc_status = pytest.importorskip("grpc_status.rpc_status")
     wrap_errors = pytest.importorskip("google.api_core.grpc_helpers").wrap_errors
@@ -416,7 +416,7 @@ def test_the_code_of_grpc_decides(code: str, expected: Answers) -> None:
 
 
 def test_the_retry_info_of_google_api_core_is_a_wait() -> None:
-    """The delay that a gRPC server sends is found in what google-api-core raises."""
+    """The delay that a gRPC server sends is found in the exception of google-api-core."""
     _, error = fail_by_grpc("RESOURCE_EXHAUSTED", 34.5)
 
     assert http.retry_after(error) == 34.5
@@ -424,7 +424,7 @@ def test_the_retry_info_of_google_api_core_is_a_wait() -> None:
 
 @with_some_statuses
 def test_google_api_core_is_read_over_http(status: int, expected: Answers) -> None:
-    """What google-api-core raises for a response of HTTP is read like one of gRPC."""
+    """An exception of google-api-core for an HTTP response is read like one for gRPC."""
     from_response = pytest.importorskip("google.api_core.exceptions").from_http_response
     with serve(Answer(status=status, headers={"Retry-After": "30"})) as url:
         error = error_of(ask_requests, url)
@@ -439,7 +439,7 @@ def test_google_api_core_is_read_over_http(status: int, expected: Answers) -> No
 
 
 def fail_by_websocket(process_request: object = None, close_code: int = 1000) -> Exception:
-    """Let a real server refuse or close a websocket, and return what websockets raises."""
+    """Let a real server refuse or close a websocket; return the exception of websockets."""
     server_side = pytest.importorskip("websockets.sync.server")
     client_side = pytest.importorskip("websockets.sync.client")
 
@@ -492,7 +492,7 @@ def test_a_refused_handshake_is_read(status: int, expected: Answers) -> None:
     ],
 )
 def test_a_close_code_is_read(code: int, expected: Answers) -> None:
-    """The code with which a server closes a websocket decides, and reading it warns of nothing."""
+    """A websocket's close code decides, and reading it causes no deprecation warning."""
     error = fail_by_websocket(close_code=code)
 
     assert answers(error) == expected
@@ -503,13 +503,13 @@ def test_a_close_code_is_read(code: int, expected: Answers) -> None:
 
 
 def retry(ask: Ask, url: str) -> None:
-    """Make one request with tenacity, which raises an error of its own after the last try."""
+    """Make one request with tenacity, which raises its own error after the last attempt."""
     tenacity = pytest.importorskip("tenacity")
     tenacity.Retrying(stop=tenacity.stop_after_attempt(1))(ask, url, PATIENCE)
 
 
 def ask_in_task_group(ask: Ask, url: str) -> None:
-    """Ask twice at the same time, in a group of tasks."""
+    """Send two requests at the same time, in a group of tasks."""
 
     async def ask_both() -> None:
         async with asyncio.TaskGroup() as group:
@@ -524,7 +524,7 @@ def ask_in_task_group(ask: Ask, url: str) -> None:
 def test_a_wrapped_error_is_read(
     wrap: Callable[[Ask, str], None], status: int, expected: Answers
 ) -> None:
-    """What tenacity and groups of tasks raise says what the client's own error says."""
+    """Exceptions of tenacity and of task groups are classified like the client's own error."""
     with (
         serve(Answer(status=status, headers={"Retry-After": "30"})) as url,
         pytest.raises(Exception) as caught,  # noqa: PT011

@@ -19,16 +19,16 @@ TIMEOUT = 1.0
 
 
 class Flite(tts.Provider):
-    """Speaks with the program `flite`; its child may be stopped as soon as it runs."""
+    """Speaks with the program `flite`; its child process may be stopped when it has started."""
 
     def __init__(self, *, stop: bool) -> None:
-        """Let the children work, or stop them."""
+        """Let the child processes work, or stop them."""
         self._stop = stop
         self.children: list[subprocess.Popen[bytes]] = []
 
     @override
     def synthesize_stream(self, text: Iterable[str], voice: tts.VoiceProfile) -> Iterator[bytes]:
-        """Speak the whole text at once, and return the audio as it comes."""
+        """Pass the whole text at once, and return the audio as it arrives."""
         command = ["flite", "-voice", voice.id, "-t", "".join(text), "-o", "/dev/stdout"]
         with subprocess.Popen(command, stdout=subprocess.PIPE) as child:  # noqa: S603
             self.children.append(child)
@@ -69,7 +69,7 @@ def test_a_stopped_child_costs_one_timeout() -> None:
 
 @pytest.mark.skipif(FLITE is None, reason="flite is not installed")
 def test_a_working_child_is_heard() -> None:
-    """A synthesiser that works within its time is served as it is."""
+    """The audio of a synthesiser that works within the limit is passed on unchanged."""
     speech = TTSFallback(Flite(stop=False), "flite", FallbackConfig(attempt_timeout=30.0))
 
     audio = b"".join(speech.synthesize_stream(["Hello there."], VOICE))

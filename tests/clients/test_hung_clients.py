@@ -1,4 +1,4 @@
-"""Real clients with their default timeouts, against servers that go silent: `attempt_timeout`."""
+"""`attempt_timeout` with real clients with default timeouts, and servers that stop sending."""
 
 import contextlib
 import socket
@@ -23,18 +23,18 @@ Ask = Callable[[str], object]
 
 
 def accept_only(_connection: socket.socket, over: threading.Event) -> None:
-    """Say nothing at all."""
+    """Send nothing."""
     over.wait()
 
 
 def headers_only(connection: socket.socket, over: threading.Event) -> None:
-    """Say that an answer is coming."""
+    """Send only the headers of an answer."""
     connection.sendall(HEAD)
     over.wait()
 
 
 def drip(connection: socket.socket, over: threading.Event) -> None:
-    """Say that an answer is coming, and send a byte a second, which renews a read timeout."""
+    """Send the headers of an answer, and a byte a second, which renews a read timeout."""
     connection.sendall(HEAD)
     while not over.wait(1.0):
         connection.sendall(b":")
@@ -42,7 +42,7 @@ def drip(connection: socket.socket, over: threading.Event) -> None:
 
 @contextlib.contextmanager
 def server(silence: Silence) -> Iterator[str]:
-    """Serve on loopback; the address."""
+    """Run a server on loopback, and yield its address."""
     over = threading.Event()
     listener = socket.create_server(("127.0.0.1", 0))
     connections: list[socket.socket] = []
@@ -95,7 +95,7 @@ def ask_anthropic(address: str) -> Callable[[], Iterable[object]]:
 def test_a_silent_server_costs_one_timeout(
     ask: Callable[[str], Callable[[], Iterable[object]]], silence: Silence
 ) -> None:
-    """The next provider answers in less than 1.2 seconds, whatever the client waits for."""
+    """The next provider answers in less than 1.2 seconds, whatever the client's timeout is."""
     attempts: list[Attempt] = []
     config = FallbackConfig(attempt_timeout=TIMEOUT, on_attempt=attempts.append)
     with server(silence) as address:

@@ -1,4 +1,4 @@
-"""What holds for every ready-made language model, with the real clients."""
+"""Behaviour of every ready-made language model, with the real clients."""
 
 import threading
 import time
@@ -52,7 +52,7 @@ def kit(request: pytest.FixtureRequest) -> Kit:
 
 @pytest.fixture
 def parts() -> Iterator[ExitStack]:
-    """Yield what holds servers and clients until the test has ended."""
+    """Yield a stack that closes servers and clients when the test has ended."""
     with ExitStack() as stack:
         yield stack
 
@@ -83,7 +83,7 @@ def test_a_text(provider: llm.Provider, *, streams: bool) -> None:
 
 
 def test_a_text_is_streamed_in_pieces(provider: llm.Provider) -> None:
-    """The text comes in the pieces in which the vendor sends it."""
+    """The text is yielded in the pieces in which the vendor sends it."""
     chunks = list(provider.stream_completion(llm.CompletionRequest(messages=ask("Hello?"))))
 
     assert [chunk.content.strip() for chunk in chunks if chunk.content][1:] == ["says", "nothing."]
@@ -95,7 +95,7 @@ def test_a_text_is_streamed_in_pieces(provider: llm.Provider) -> None:
 def test_instructions(
     provider: llm.Provider, server: Server, role: llm.Role, *, streams: bool
 ) -> None:
-    """Instructions of both roles reach the vendor."""
+    """Instructions of both roles are sent to the vendor."""
     instructions = llm.Message(role=role, content="Be brief.")
 
     answer(provider, llm.CompletionRequest(messages=(instructions, *ask("Hi."))), streams=streams)
@@ -105,7 +105,7 @@ def test_instructions(
 
 @both_ways
 def test_a_picture(provider: llm.Provider, *, streams: bool) -> None:
-    """The bytes of a picture reach the vendor."""
+    """The bytes of a picture are sent to the vendor."""
     (message,) = ask("What is it?")
     request = llm.CompletionRequest(messages=(replace(message, attachments=(PICTURE,)),))
 
@@ -113,7 +113,7 @@ def test_a_picture(provider: llm.Provider, *, streams: bool) -> None:
 
 
 def test_a_picture_elsewhere(provider: llm.Provider) -> None:
-    """The link to a picture reaches the vendor, also without a text."""
+    """The link to a picture is sent to the vendor, also without a text."""
     picture = llm.Media(media_type="image/png", uri="https://example.com/a.png")
     request = llm.CompletionRequest(messages=(llm.Message(role="user", attachments=(picture,)),))
 
@@ -121,7 +121,7 @@ def test_a_picture_elsewhere(provider: llm.Provider) -> None:
 
 
 def test_a_document(provider: llm.Provider) -> None:
-    """The bytes of a document reach the vendor."""
+    """The bytes of a document are sent to the vendor."""
     document = llm.Media(media_type="application/pdf", data=b"a document", name="a.pdf")
     request = llm.CompletionRequest(messages=(llm.Message(role="user", attachments=(document,)),))
 
@@ -131,7 +131,7 @@ def test_a_document(provider: llm.Provider) -> None:
 @both_ways
 @pytest.mark.parametrize("choice", ["required", "weather"])
 def test_a_forced_tool(provider: llm.Provider, choice: str, *, streams: bool) -> None:
-    """A tool that must be called is called."""
+    """A forced tool is called."""
     request = llm.CompletionRequest(
         messages=ask("Hello?"), tools=(WEATHER,), tool_choice=choice, reasoning_effort="none"
     )
@@ -162,7 +162,7 @@ def test_a_tool_without_parameters(provider: llm.Provider) -> None:
 
 
 def test_parts_of_calls_are_empty_chunks(provider: llm.Provider) -> None:
-    """Calls come whole in the last chunk, and what comes before shows that the model works."""
+    """Tool calls are complete in the last chunk, after an empty chunk for each of their parts."""
     request = llm.CompletionRequest(messages=ask("Hi"), tools=(WEATHER,), tool_choice="required")
 
     *before, last = provider.stream_completion(request)
@@ -181,7 +181,7 @@ def test_a_schema(provider: llm.Provider, *, streams: bool) -> None:
 
 @both_ways
 def test_all_settings(provider: llm.Provider, kit: Kit, server: Server, *, streams: bool) -> None:
-    """Every setting of a request reaches the vendor, or raises."""
+    """Every setting of a request is sent to the vendor, or raises."""
     settings: dict[str, Any] = {
         "temperature": 0.25,
         "top_p": 0.75,
@@ -208,14 +208,14 @@ def test_all_settings(provider: llm.Provider, kit: Kit, server: Server, *, strea
 
 
 def test_reasoning_none(provider: llm.Provider) -> None:
-    """A model can be told not to reason."""
+    """Reasoning can be disabled."""
     request = llm.CompletionRequest(messages=ask("Hi"), reasoning_effort="none")
 
     assert provider.complete(request).reasoning == ""
 
 
 def test_reasoning_none_of_a_model_that_cannot(kit: Kit, server: Server, parts: ExitStack) -> None:
-    """A model that does not reason can be told not to."""
+    """A request to disable reasoning is accepted for a model that does not reason."""
     provider = parts.enter_context(kit.make(server.url, BLIND))
 
     request = llm.CompletionRequest(messages=ask("Hi"), reasoning_effort="none")
@@ -225,7 +225,7 @@ def test_reasoning_none_of_a_model_that_cannot(kit: Kit, server: Server, parts: 
 
 
 def test_extra_without_a_value(provider: llm.Provider, kit: Kit) -> None:
-    """None in `extra` is no option."""
+    """None in `extra` is not sent as an option."""
     (message,) = ask("Hi")
     request = llm.CompletionRequest(
         messages=(replace(message, extra={kit.name: None}),), extra={kit.name: None}
@@ -236,7 +236,7 @@ def test_extra_without_a_value(provider: llm.Provider, kit: Kit) -> None:
 
 @both_ways
 def test_no_answer_is_raised(kit: Kit, parts: ExitStack, *, streams: bool) -> None:
-    """Every failure raises what counts against the provider, and asks for the delay that it has."""
+    """Every failure raises an exception that counts, with the requested delay, if any."""
     server = parts.enter_context(kit.serve())
     provider = parts.enter_context(kit.make(server.url))
     for fault in FAULTS:
@@ -253,7 +253,7 @@ def test_no_answer_is_raised(kit: Kit, parts: ExitStack, *, streams: bool) -> No
 
 @both_ways
 def test_a_refused_connection_is_raised(kit: Kit, parts: ExitStack, *, streams: bool) -> None:
-    """A server that is not there counts against the provider."""
+    """A refused connection counts as a failure of the provider."""
     server = parts.enter_context(kit.serve(Fault.REFUSED))
     provider = parts.enter_context(kit.make(server.url))
 
@@ -264,7 +264,7 @@ def test_a_refused_connection_is_raised(kit: Kit, parts: ExitStack, *, streams: 
 
 @both_ways
 def test_a_silent_server(provider: llm.Provider, server: Server, *, streams: bool) -> None:
-    """The timeout of a request is that of the client."""
+    """The timeout of a request is passed to the client."""
     server.fault = Fault.SILENT
     request = llm.CompletionRequest(messages=ask("Hi"), timeout=0.2)
     begin = time.monotonic()
@@ -280,7 +280,7 @@ def test_a_silent_server(provider: llm.Provider, server: Server, *, streams: boo
 def test_a_request_that_is_too_long(
     provider: llm.Provider, server: Server, *, streams: bool
 ) -> None:
-    """A request that does not fit into the window moves on, and counts for nobody."""
+    """A request that is too long for the window fails over, and does not count."""
     server.fault = Fault.TOO_LONG
 
     with pytest.raises(llm.ContextWindowExceededError):
@@ -289,7 +289,7 @@ def test_a_request_that_is_too_long(
 
 @both_ways
 def test_a_wrong_request(provider: llm.Provider, server: Server, *, streams: bool) -> None:
-    """A request that the vendor refuses raises what the client raises, and counts for nobody."""
+    """For a rejected request the client's exception is raised, and does not count."""
     request = llm.CompletionRequest(messages=(llm.Message(role="tool", tool_call_id="unknown"),))
 
     error = failure_of(provider, request, streams=streams)
@@ -321,7 +321,7 @@ def test_a_wrong_request(provider: llm.Provider, server: Server, *, streams: boo
 def test_what_the_model_cannot_do(
     kit: Kit, server: Server, parts: ExitStack, request_: llm.CompletionRequest, *, streams: bool
 ) -> None:
-    """A request for what the capabilities do not have raises, and nothing is sent."""
+    """A request that the capabilities exclude raises, and nothing is sent."""
     provider = parts.enter_context(kit.make(server.url, BLIND))
 
     with pytest.raises(UnsupportedRequestError):
@@ -337,7 +337,7 @@ def test_what_the_model_cannot_do(
 def test_one_ability_is_missing(
     kit: Kit, server: Server, parts: ExitStack, ability: str, media_type: str
 ) -> None:
-    """A file raises if the model lacks just what is needed to understand it."""
+    """A file raises if the model lacks only the capability for this type of file."""
     lacks: dict[str, Any] = {ability: False}
     provider = parts.enter_context(kit.make(server.url, replace(ABILITIES, **lacks)))
     media = llm.Media(media_type=media_type, data=b"-")
@@ -384,7 +384,7 @@ def test_messages_with_names(provider: llm.Provider) -> None:
 def test_options_of_the_vendor(
     provider: llm.Provider, kit: Kit, server: Server, *, streams: bool
 ) -> None:
-    """What is in `extra` for a vendor is added to the call, and nothing for another vendor."""
+    """The `extra` of this vendor is added to the call, that of another vendor is not."""
     request = llm.CompletionRequest(
         messages=ask("Hi"), extra={kit.name: kit.options, "other": {"no_such_field": 1}}
     )
@@ -395,7 +395,7 @@ def test_options_of_the_vendor(
 
 
 def test_a_stream_that_is_closed(provider: llm.Provider, server: Server) -> None:
-    """Closing what is returned closes the connection."""
+    """Closing the returned stream closes the connection."""
     server.endless = True
     stream = cast("Any", provider.stream_completion(llm.CompletionRequest(messages=ask("Hi"))))
     for chunk in stream:
@@ -409,7 +409,7 @@ def test_a_stream_that_is_closed(provider: llm.Provider, server: Server) -> None
 
 
 def test_a_stream_that_is_never_read(provider: llm.Provider) -> None:
-    """A stream that is closed before its first item leaves nothing open."""
+    """A stream that is closed before its first item leaves no connection open."""
     stream = cast("Any", provider.stream_completion(llm.CompletionRequest(messages=ask("Hi"))))
 
     stream.close()
@@ -440,7 +440,7 @@ def test_several_threads(provider: llm.Provider) -> None:
 
 
 def test_failover_from_a_picture(kit: Kit, server: Server, parts: ExitStack) -> None:
-    """A blind model is skipped for a picture, and its breaker knows nothing of it."""
+    """For a picture, a model without vision is skipped, and its breaker records nothing."""
     model = LLMFallback(parts.enter_context(kit.make(server.url, BLIND)), "blind")
     model.add_fallback("sighted", FakeLLM("A cloud."))
     picture = llm.Message(role="user", content="What is it?", attachments=(PICTURE,))
@@ -453,7 +453,7 @@ def test_failover_from_a_picture(kit: Kit, server: Server, parts: ExitStack) -> 
 
 @both_ways
 def test_a_tool_loop(provider: llm.Provider, *, streams: bool) -> None:
-    """Calls and their results are sent back, one after the other."""
+    """Tool calls and their results are sent back, in their order."""
     request = llm.CompletionRequest(
         messages=ask("Is it raining in Oslo or Bergen?"), tools=(WEATHER,)
     )
@@ -469,7 +469,7 @@ def test_a_tool_loop(provider: llm.Provider, *, streams: bool) -> None:
 def test_the_page_runs(
     parts: ExitStack, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The first block of the page serves a question as it stands, also when the first is down."""
+    """The first block of the page runs unchanged, and answers also if the first vendor is down."""
     for package in ("openai", "anthropic"):
         pytest.importorskip(package)
         server = parts.enter_context(KITS[package].serve())

@@ -1,4 +1,4 @@
-"""What `OpenAILLM` translates for OpenAI and for the servers that are compatible with it."""
+"""Requests and answers that `OpenAILLM` translates, for OpenAI and compatible servers."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -52,14 +52,14 @@ def provider_of(content_type: str, body: str, status: int = 200) -> Iterator[Ope
 
 
 def complete(message: Mapping[str, object], reason: str = "stop") -> llm.CompletionResponse:
-    """Ask a server for a whole answer, which is a message."""
+    """Request a whole answer, which is a message, from a server."""
     choice = {"index": 0, "message": {"role": "assistant", **message}, "finish_reason": reason}
     with provider_of("application/json", json.dumps({"choices": [choice]})) as provider:
         return provider.complete(REQUEST)
 
 
 def stream(deltas: Sequence[Mapping[str, object]], finish_reason: str) -> list[llm.Chunk]:
-    """Ask a server for a stream, which consists of some deltas and the end."""
+    """Request a stream of some deltas and the end from a server."""
     parts = [*((delta, None) for delta in deltas), ({}, finish_reason)]
     choices = [[{"index": 0, "delta": delta, "finish_reason": reason}] for delta, reason in parts]
     # Azure begins with an event without choices.
@@ -70,7 +70,7 @@ def stream(deltas: Sequence[Mapping[str, object]], finish_reason: str) -> list[l
 
 
 def test_a_refusal() -> None:
-    """A refusal is an answer, and is kept apart from the content."""
+    """A refusal is an answer, and is not part of the content."""
     refusal = "I cannot help with that."
 
     response = complete({"content": None, "refusal": refusal})
@@ -93,7 +93,7 @@ def test_nothing_is_not_an_answer() -> None:
 
 @pytest.mark.parametrize("reason", ["length", "content_filter", "something_new"])
 def test_an_answer_that_ends_early(reason: str) -> None:
-    """An answer may be empty if its finish reason says why; an unknown reason is passed on."""
+    """An answer may be empty if its finish reason explains it; unknown ones are passed on."""
     assert complete({"content": None}, reason).finish_reason == reason
     assert stream([], reason)[-1].finish_reason == reason
 
@@ -103,14 +103,14 @@ def test_an_answer_that_ends_early(reason: str) -> None:
     [("eos", "stop"), ("model_length", "length"), ("function_call", "tool_calls")],
 )
 def test_words_of_compatible_servers(reason: str, translated: str) -> None:
-    """Reasons that only compatible servers have are translated, too."""
+    """Finish reasons that only compatible servers have are translated too."""
     assert complete({"content": "Rain."}, reason).finish_reason == translated
     assert stream([{"content": "Rain."}], reason)[-1].finish_reason == translated
 
 
 @pytest.mark.parametrize("reason", ["abort", "error", "insufficient_system_resource"])
 def test_answers_that_a_server_gives_up(reason: str) -> None:
-    """An answer that ends because the server has failed is not whole."""
+    """An answer that ends because the server has failed raises."""
     with pytest.raises(ConnectionError, match=reason):
         complete({"content": "It "}, reason)
     with pytest.raises(ConnectionError, match=reason):
@@ -155,7 +155,7 @@ def test_long_ids_of_this_server() -> None:
 
 
 def test_calls_that_end_with_stop() -> None:
-    """A call of the function that a request names ends with "stop", but is a call."""
+    """The finish reason of a call of a forced function is "stop"; it becomes "tool_calls"."""
     call = {"index": 0, "id": "a", "function": {"name": "now", "arguments": "{}"}}
 
     assert complete({"tool_calls": [call]}).finish_reason == "tool_calls"
@@ -163,7 +163,7 @@ def test_calls_that_end_with_stop() -> None:
 
 
 def test_calls_without_ids_and_arguments() -> None:
-    """Calls that a server does not number get ids, and those without arguments an object."""
+    """Tool calls without an id get one, and those without arguments get an empty object."""
     calls = [{"index": index, "function": {"name": "now"}} for index in range(2)]
 
     for found in (
@@ -176,14 +176,14 @@ def test_calls_without_ids_and_arguments() -> None:
 
 
 def test_a_call_that_was_cut_off() -> None:
-    """A call that does not fit is not made valid."""
+    """If a tool call is cut off at `max_tokens`, its arguments are passed on unchanged."""
     call = {"index": 0, "id": "a", "function": {"name": "now", "arguments": ""}}
 
     assert complete({"tool_calls": [call]}, "length").tool_calls[0].arguments == ""
 
 
 def test_events_without_a_delta() -> None:
-    """Azure sends events of its filter that have a choice without a delta."""
+    """Events of Azure's content filter, with a choice without a delta, are accepted."""
     choice = {"index": 0, "finish_reason": None}
     values = [
         {"choices": [{**choice, "delta": {"content": "Rain."}}]},
@@ -207,7 +207,7 @@ def test_events_without_a_delta() -> None:
 )
 @both_ways
 def test_too_long_for_compatible_servers(message: str, *, streams: bool) -> None:
-    """Servers without the code say it in words."""
+    """A request that is too long is recognised by the messages of servers without the code."""
     body = json.dumps({"error": {"message": message, "code": 400}})
     with (
         provider_of("application/json", body, status=400) as provider,
@@ -233,7 +233,7 @@ def test_a_body_that_is_no_completion(body: str) -> None:
 
 
 def test_usage_without_details() -> None:
-    """Servers need not count everything."""
+    """A usage without details is accepted."""
     usage = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
     choice = {"index": 0, "message": {"content": "Hi."}, "finish_reason": "stop"}
     body = json.dumps({"choices": [choice], "usage": usage})
@@ -246,7 +246,7 @@ def test_usage_without_details() -> None:
 
 @pytest.mark.parametrize("field", ["reasoning", "reasoning_content"])
 def test_reasoning(field: str) -> None:
-    """Reasoning comes as a chunk at once, and whole in `extra`, whatever its field is called."""
+    """Reasoning is yielded at once, and is complete in `extra`, whichever field it is in."""
     chunks = stream([{field: "It"}, {field: " rains."}, {"content": "Rain."}], "stop")
 
     assert [chunk.reasoning for chunk in chunks] == ["It", " rains.", "", "", ""]
@@ -255,7 +255,7 @@ def test_reasoning(field: str) -> None:
 
 
 def test_details_of_reasoning() -> None:
-    """Lists that come in pieces are joined; of other fields the last one is kept."""
+    """Lists that arrive in pieces are joined; of other fields the last value is kept."""
     deltas = [
         {"reasoning_details": [{"text": "It"}], "rank": 1, "nothing": None},
         {"reasoning_details": [{"signature": "c2ln"}], "rank": 2},
@@ -269,7 +269,7 @@ def test_details_of_reasoning() -> None:
 
 
 def test_content_in_parts() -> None:
-    """Mistral's list of parts is text and reasoning."""
+    """Mistral's list of parts is split into text and reasoning."""
     thinking = {"type": "thinking", "thinking": [{"type": "text", "text": "Hm."}]}
     text = {"type": "text", "text": "Rain."}
 
@@ -280,7 +280,7 @@ def test_content_in_parts() -> None:
 
 @pytest.mark.parametrize("index", [0, None])
 def test_calls_with_the_same_index(index: int | None) -> None:
-    """Calls that a server does not number are told apart by their ids."""
+    """Tool calls with the same index are distinguished by their ids."""
     function = {"name": "weather", "arguments": "{}"}
     calls = [{"index": index, "id": name, "function": function} for name in "ab"]
 
@@ -290,7 +290,7 @@ def test_calls_with_the_same_index(index: int | None) -> None:
 
 
 def test_calls_in_turns() -> None:
-    """Pieces of several calls may alternate, and may lack a function."""
+    """Pieces of several tool calls may alternate, and may have no function."""
     pieces = [
         {"index": 0, "id": "a", "function": {"name": "rain", "arguments": '{"in":'}},
         {"index": 1, "id": "b", "function": {"name": "sun", "arguments": "{"}},
@@ -313,7 +313,7 @@ def test_calls_in_turns() -> None:
 
 @both_ways
 def test_a_reasoning_tool_loop(*, streams: bool) -> None:
-    """A compatible server gets its reasoning back with the calls that it led to."""
+    """The reasoning of a compatible server is sent back to it with the tool calls."""
     with (
         serve_openai(reasons_aloud=True) as server,
         connect(f"{server.url}/v1", vendor="north") as provider,
@@ -332,7 +332,7 @@ def test_a_reasoning_tool_loop(*, streams: bool) -> None:
 
 
 def test_content_of_another_server() -> None:
-    """What one server has added is not sent to another one, whose key is another."""
+    """Fields that one server has added are not sent to a server with another key."""
     with (
         serve_openai(reasons_aloud=True) as north,
         serve_openai() as south,
@@ -357,7 +357,7 @@ def test_an_empty_answer_is_not_sent() -> None:
 
 
 def test_extra_of_every_value() -> None:
-    """Options and returned content of messages, calls and tools are added where they belong."""
+    """The `extra` of messages, tool calls and tools is added to these objects."""
     call = llm.ToolCall(id="call-1", name="weather", arguments="{}", extra={"openai": {"a": 1}})
     messages = (
         llm.Message(role="user", content="Hi", name="Ann", extra={"openai": {"b": 2}}),
@@ -411,7 +411,7 @@ def test_files() -> None:
     ids=lambda media: f"{media.media_type} {media.uri}",
 )
 def test_files_that_cannot_be_sent(media: llm.Media) -> None:
-    """A file in a form that chat completions do not have raises."""
+    """A file in a form that chat completions do not support raises."""
     message = llm.Message(role="user", attachments=(media,))
     with (
         serve_openai() as server,
@@ -424,7 +424,7 @@ def test_files_that_cannot_be_sent(media: llm.Media) -> None:
 
 
 def test_older_servers() -> None:
-    """The field for the longest answer and the role of developers can be those of older servers."""
+    """The field for the maximum length and the role of developers can be those of old servers."""
     settings = {"max_tokens_field": "max_tokens", "developer_role": "system"}
     developer = llm.Message(role="developer", content="Be brief.")
     request = llm.CompletionRequest(messages=(developer, *ask("Hi")), max_tokens=5)
@@ -439,7 +439,7 @@ def test_older_servers() -> None:
 
 
 def test_the_name_of_a_schema() -> None:
-    """The title of a schema is its name, as far as the vendor allows it."""
+    """The title of a schema is its name, without characters that the vendor rejects."""
     schema = {**STRICT, "title": "A city, öf Norway"}
     with serve_openai() as server, connect(f"{server.url}/v1") as provider:
         provider.complete(llm.CompletionRequest(messages=ask("Hi"), response_format=schema))
@@ -450,7 +450,7 @@ def test_the_name_of_a_schema() -> None:
 @both_ways
 @pytest.mark.parametrize("code", ["unsupported_value", "unsupported_parameter"])
 def test_what_this_model_does_not_know(code: str, *, streams: bool) -> None:
-    """A setting that this model refuses may suit another one."""
+    """A setting that this model rejects raises `UnsupportedRequestError`."""
     body = json.dumps({"error": {"message": "Not with this model.", "code": code}})
     with (
         provider_of("application/json", body, status=400) as provider,
@@ -460,7 +460,7 @@ def test_what_this_model_does_not_know(code: str, *, streams: bool) -> None:
 
 
 def test_an_error_event() -> None:
-    """An error in the middle of a stream counts against the provider."""
+    """An error event in the middle of a stream counts as a failure of the provider."""
     first = {"choices": [{"index": 0, "delta": {"content": "It "}, "finish_reason": None}]}
     events = [first, {"error": {"message": "Overloaded.", "code": 503}}]
     body = "".join(f"data: {json.dumps(event)}\n\n" for event in events)
@@ -477,13 +477,13 @@ def test_an_error_event() -> None:
 
 
 def test_counting() -> None:
-    """Tokens are not counted, which is no failure of the provider."""
+    """Counting tokens is not supported, which does not count as a failure."""
     with connect("http://127.0.0.1:9") as provider, pytest.raises(NotImplementedError):
         provider.count_tokens(REQUEST.messages)
 
 
 def test_default_capabilities() -> None:
-    """The default is a model of today that does all but understand recordings."""
+    """The default is a current model with all capabilities except for recordings."""
     with openai.OpenAI(base_url="http://127.0.0.1:9", api_key="-") as client:
         capabilities = OpenAILLM(client, "gpt").capabilities()
 

@@ -87,7 +87,7 @@ with_each_vendor = pytest.mark.parametrize("vendor", MAKE)
 
 @pytest.fixture(autouse=True)
 def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reach this machine directly, whatever the environment says."""
+    """Connect to this machine directly, whatever proxy the environment defines."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("no_proxy", "127.0.0.1")
 
@@ -190,7 +190,7 @@ def test_request_to_elevenlabs(
 
 
 def test_settings_of_elevenlabs_as_a_model() -> None:
-    """The settings in `extra` may be an object of the client's, too."""
+    """The settings in `extra` may also be an object of the client."""
     settings = pytest.importorskip("elevenlabs").VoiceSettings(stability=0.5)
     with serve() as server:
         speak(
@@ -276,7 +276,7 @@ def test_request_to_openai(fields: Mapping[str, object], body: Mapping[str, obje
     ],
 )
 def test_unsupported(make: Make, fields: Mapping[str, Any], message: str) -> None:
-    """What a vendor cannot carry is refused by name and value, and nothing is sent or read."""
+    """A value that a vendor does not support raises and is named; nothing is sent or read."""
     text = iter(["Rain."])
     with serve() as server:
         provider = make(server.address)
@@ -289,7 +289,7 @@ def test_unsupported(make: Make, fields: Mapping[str, Any], message: str) -> Non
 
 
 def test_an_english_model_speaks_english() -> None:
-    """The language of a model with one language may be named."""
+    """The language of a model with one language may be given."""
     with serve() as server:
         provider = make_elevenlabs(server.address, model="eleven_flash_v2")
         voice = tts.VoiceProfile(id="JBFq", language="en-US")
@@ -304,7 +304,7 @@ def test_an_english_model_speaks_english() -> None:
 
 @with_each_vendor
 def test_sentences_are_sent_as_they_come(vendor: str) -> None:
-    """The audio of the first sentence is there before the text has gone on, and none is lost."""
+    """The audio of the first sentence is returned before more text is read; none is lost."""
     read: list[str] = []
 
     def text() -> Iterator[str]:
@@ -323,7 +323,7 @@ def test_sentences_are_sent_as_they_come(vendor: str) -> None:
 
 @with_each_vendor
 def test_a_file_is_asked_for_at_once(vendor: str) -> None:
-    """Encodings whose files cannot be joined take the whole text in one request."""
+    """With encodings whose files cannot be joined, the whole text is one request."""
     encoding = "opus" if vendor == "elevenlabs" else "flac"
     with serve() as server:
         assert speak(server, vendor, FIRST, SECOND, encoding=encoding) == b"\1\2\3\4"
@@ -334,7 +334,7 @@ def test_a_file_is_asked_for_at_once(vendor: str) -> None:
 @with_each_vendor
 @pytest.mark.parametrize("encoding", [None, "opus"])
 def test_nothing_to_say(vendor: str, encoding: str | None) -> None:
-    """A text without a letter or a digit is no request and no audio."""
+    """For a text without a letter or a digit there is no request and no audio."""
     with serve() as server:
         assert speak(server, vendor, " ", "-- \n", "!? ", encoding=encoding) == b""
 
@@ -367,7 +367,7 @@ def test_closing_early(vendor: str) -> None:
     ],
 )
 def test_a_status(vendor: str, status: int, *, is_fault: bool, may_succeed: bool) -> None:
-    """A status is raised, once, with the wait that it asks for."""
+    """A status is raised, after one request, with the requested delay."""
     reply = Reply(
         status=status,
         headers={"Content-Type": "application/json", "Retry-After": "30"},
@@ -393,14 +393,14 @@ def test_a_status(vendor: str, status: int, *, is_fault: bool, may_succeed: bool
     ],
 )
 def test_an_answer_that_is_no_audio(vendor: str, reply: Reply, message: str) -> None:
-    """An empty answer, and a page of a network that wants a password, raise."""
+    """An empty answer, and the login page of a network, raise."""
     with serve(reply) as server, pytest.raises(ConnectionError, match=f"{vendor} .*{message}"):
         speak(server, vendor, FIRST)
 
 
 @with_each_vendor
 def test_a_later_sentence_without_audio(vendor: str) -> None:
-    """Every sentence needs audio, not the first alone."""
+    """A sentence without audio raises, also if it is not the first."""
     with serve(Reply(), Reply(pieces=[])) as server:
         audio = iter(
             MAKE[vendor](server.address).synthesize_stream([FIRST, SECOND], VOICES[vendor])
@@ -414,8 +414,8 @@ def test_a_later_sentence_without_audio(vendor: str) -> None:
 @with_each_vendor
 @pytest.mark.parametrize("fault", ["cut", "silent"])
 def test_audio_that_breaks_off(vendor: str, fault: str) -> None:
-    """Audio that is cut, or goes on longer than the client's timeout, raises after what came."""
-    start = b"\1\2" * 512  # the client of ElevenLabs hands on whole kilobytes
+    """Audio that is cut off, or stops for longer than the timeout, raises after what arrived."""
+    start = b"\1\2" * 512  # the client of ElevenLabs returns whole kilobytes
     reply = Reply(pieces=[start], is_cut=fault == "cut", is_silent=fault == "silent")
     with serve(reply) as server:
         provider = MAKE[vendor](server.address, timeout=PATIENCE if fault == "cut" else 0.2)
@@ -444,7 +444,7 @@ def test_nobody_listens(vendor: str) -> None:
 
 @with_each_vendor
 def test_silence(vendor: str) -> None:
-    """A server that sends headers and no audio costs one `attempt_timeout`."""
+    """A server that sends headers and no audio takes one `attempt_timeout`."""
     attempts: list[Attempt] = []
     config = FallbackConfig(attempt_timeout=0.2, on_attempt=attempts.append)
     with serve(Reply(pieces=[], is_silent=True)) as server:
@@ -459,7 +459,7 @@ def test_silence(vendor: str) -> None:
 
 @with_each_vendor
 def test_unsupported_moves_on(vendor: str) -> None:
-    """A voice that one vendor cannot speak is the next one's, and counts for nobody."""
+    """A voice that one vendor does not support fails over, and does not count."""
     voice = replace(VOICES[vendor], pitch=2.0)
     with serve() as server:
         group = TTSFallback(MAKE[vendor](server.address), "primary")
@@ -491,7 +491,7 @@ def test_voices_of_deepgram() -> None:
 
 
 def test_no_voices_of_deepgram() -> None:
-    """A list without models for speech raises, since Deepgram has some."""
+    """A list without models for speech raises."""
     with (
         serve(as_json({"stt": []})) as server,
         pytest.raises(ConnectionError, match="without voices"),
@@ -514,7 +514,7 @@ def test_voices_of_elevenlabs() -> None:
 
 
 def test_no_voices_of_elevenlabs() -> None:
-    """A list without voices raises; one whose next page has no name ends."""
+    """A list without voices raises; a list whose next page has no token ends."""
     with (
         serve(as_json({"voices": [], "has_more": True})) as server,
         pytest.raises(ConnectionError, match="without voices"),
@@ -525,7 +525,7 @@ def test_no_voices_of_elevenlabs() -> None:
 
 
 def test_a_list_of_voices_is_not_retried() -> None:
-    """A failed list is one request; the client would retry it by itself."""
+    """A failed list is one request: the client's own retries are disabled."""
     with serve(Reply(status=503)) as server, pytest.raises(Exception, match="503"):
         make_elevenlabs(server.address).list_voices()
 
@@ -546,7 +546,7 @@ def test_a_cloned_voice() -> None:
 
 
 def test_what_has_no_interface() -> None:
-    """OpenAI lists no voices, and makes none from recordings; neither does Deepgram."""
+    """OpenAI cannot list voices, and OpenAI and Deepgram cannot clone voices."""
     with serve() as server:
         speaker = make_openai(server.address)
         calls: list[Callable[[], object]] = [

@@ -1,4 +1,4 @@
-"""The first sample of the README and the chat, as they stand, with the clients of two vendors."""
+"""The first sample of the README and the chat, unchanged, with the clients of two vendors."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""The recipes for web frameworks, with real servers and a client that leaves in the middle."""
+"""The recipes for web frameworks, with real servers and a client that disconnects."""
 
 import functools
 import re
@@ -55,7 +55,7 @@ def fastapi_application() -> Any:  # noqa: ANN401
 
 @functools.cache
 def set_django_up() -> None:
-    """Make the view of the page the whole project."""
+    """Configure Django with the view of the page as the only view."""
     django_conf.settings.configure(
         ALLOWED_HOSTS=["127.0.0.1"],
         LOGGING_CONFIG=None,
@@ -198,7 +198,7 @@ def asking(port: int) -> Iterator[socket.socket]:
 
 
 def read_until(connection: socket.socket, word: bytes) -> bytes:
-    """Read until a word has come; everything received."""
+    """Read until a word has arrived; return everything that was received."""
     received = b""
     while word not in received:
         some = connection.recv(4096)
@@ -211,7 +211,7 @@ def read_until(connection: socket.socket, word: bytes) -> bytes:
 def test_a_client_that_leaves_closes_the_stream(
     application: Callable[[], Any], serve: Serve, package: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The provider's stream is closed before its end, and the call has succeeded."""
+    """When a client disconnects, the provider's stream is closed, and the call has succeeded."""
     writer = Writer()
     writer.may_go_on.set()
     keeper = Keeper(writer)
@@ -281,7 +281,7 @@ def test_no_provider_can_answer(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_response_that_is_never_sent() -> None:
-    """Django closes it, for instance if the request was a HEAD; the model's stream is closed."""
+    """If Django sends no response, as for HEAD, it closes it; the model's stream is closed."""
     fake = FakeLLM("Water from clouds.")
     stream = LLMFallback(fake, "north").stream_completion(llm.CompletionRequest(messages=()))
 

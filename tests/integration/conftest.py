@@ -1,4 +1,4 @@
-"""Real programs and real clients: skipped, with the reason, where a part is missing."""
+"""Real programs and clients: tests are skipped, with the reason, if a part is missing."""
 
 import importlib
 import importlib.util
@@ -18,7 +18,7 @@ if not shutil.which("flite"):
 
 if not MISSING:
     with warnings.catch_warnings():
-        # It imports a part of another package that is deprecated, which fails no test of ours.
+        # It imports a deprecated part of another package, which is not what the tests check.
         warnings.simplefilter("ignore", DeprecationWarning)
         importlib.import_module("deepgram.listen.v1.client")
 
@@ -40,14 +40,14 @@ class _Module(pytest.Module):
 def pytest_pycollect_makemodule(
     module_path: Path, parent: pytest.Collector
 ) -> pytest.Module | None:
-    """Import no module that speaks where something for that is missing."""
+    """Do not import a module that needs speech programs if one of them is missing."""
     is_left_out = MISSING and module_path.name != "test_redis.py"
     return _Module.from_parent(parent, path=module_path) if is_left_out else None
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _no_proxy() -> Iterator[None]:
-    """Reach this machine directly, whatever the environment says."""
+    """Connect to this machine directly, whatever proxy the environment defines."""
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("NO_PROXY", "127.0.0.1")
         environment.setenv("no_proxy", "127.0.0.1")
@@ -56,6 +56,6 @@ def _no_proxy() -> Iterator[None]:
 
 @pytest.fixture
 def parts() -> Iterator[ExitStack]:
-    """Close what a test has started, the last first."""
+    """Close everything that a test has started, in reverse order."""
     with ExitStack() as stack:
         yield stack

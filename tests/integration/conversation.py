@@ -1,4 +1,4 @@
-"""A turn of a conversation by voice, as an application takes it, and what became of it."""
+"""A turn of a spoken conversation, as in an application, and its result."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
@@ -47,7 +47,7 @@ HEALTHY_VOICES = (RecordedFlite(), RecordedFlite())
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Turn:
-    """What a user has of a turn.
+    """The result of a turn.
 
     Attributes:
         heard: The words of the question as the application recognised it.
@@ -76,7 +76,7 @@ class Assistant:
         own_voice: tts.VoiceProfile = VOICES["slt"],
         attempt_timeout: Mapping[str, float] = MappingProxyType({}),
     ) -> None:
-        """Put each pair behind one object; voice and timeouts, by kind, are the primaries'."""
+        """Make an adapter of each pair; voice and timeouts, by kind, are those of the primaries."""
         self.attempts: dict[str, list[tuple[str, Outcome]]] = {"stt": [], "llm": [], "tts": []}
 
         def config(kind: str) -> FallbackConfig:
@@ -139,7 +139,7 @@ class Assistant:
             return next(session.finals()).text
 
     def _answer(self, words: str, *, streaming: bool) -> tuple[str, bytes]:
-        """Return text and audio of an answer; streaming, the model's stream feeds the speaker."""
+        """Return text and audio of an answer; if streaming, the synthesiser reads the stream."""
         request = llm.CompletionRequest(
             messages=(llm.Message(role="user", content=words),), max_tokens=8
         )
@@ -161,10 +161,10 @@ class Assistant:
 
 
 def _once_more(work: Callable[[], T], errors: list[Exception]) -> T:
-    """Call a function; if it raises, keep the error and call it a second time."""
+    """Call a function; if it raises, record the error and call it a second time."""
     try:
         return work()
-    except Exception as error:  # noqa: BLE001 - the tests look at it
+    except Exception as error:  # noqa: BLE001 - the tests check it
         errors.append(error)
         return work()
 
@@ -177,7 +177,7 @@ def check_failover(assistant: Assistant, kind: str, turn: Turn) -> None:
 
 
 def check_second_try(assistant: Assistant, kind: str, turn: Turn) -> None:
-    """The primary's error reached the application once; then its circuit was open."""
+    """The primary's error was raised to the application once; then its breaker was open."""
     (error,) = turn.errors
     assert not isinstance(error, ResilienceError)
     attempts = [("primary", FAILED), ("primary", SKIPPED), ("backup", SUCCEEDED)]
@@ -185,6 +185,6 @@ def check_second_try(assistant: Assistant, kind: str, turn: Turn) -> None:
 
 
 def check_words(turn: Turn, model: str) -> None:
-    """Every word was recognised, on both sides, and the answer is that of one model."""
+    """Every word of question and answer was recognised, and one model wrote the answer."""
     assert turn.heard == QUESTION
     assert words_of(turn.text) == turn.understood == f"this is {model} rain is water from clouds"

@@ -1,4 +1,4 @@
-"""Two ways in which clients open what they read from: with the call, or with the first item."""
+"""Two ways in which clients open a stream: in the call, or at the first item."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
@@ -21,14 +21,14 @@ def open_at_once(
 def open_at_first_next(
     open_source: Callable[[], AbstractContextManager[S]], read: Callable[[S], Iterator[T]]
 ) -> Iterator[T]:
-    """Return the items of a source that is opened when the first of them is wanted."""
+    """Return the items of a source that is opened when the first item is read."""
     with open_source() as source:
         yield from read(source)
 
 
 @final
 class _Opened(Iterator[T], Generic[T]):
-    """Items of a source that is open already: closing this closes it, even if nothing was read."""
+    """Items of an open source: closing them closes the source, even if none was read."""
 
     def __init__(self, items: Iterator[T], source: ExitStack) -> None:
         self._items = items

@@ -32,7 +32,7 @@ class Fault(Enum):
 
 
 class Children:
-    """Starts children that run a program, each with the same fault."""
+    """Starts child processes of a program, each with the same fault."""
 
     def __init__(self, program: str, fault: Fault) -> None:
         """Start nothing yet."""
@@ -41,7 +41,7 @@ class Children:
         self._children: list[subprocess.Popen[bytes]] = []
 
     def start(self, arguments: Sequence[str]) -> subprocess.Popen[bytes]:
-        """Start a child, with its fault if that is one of the start."""
+        """Start a child process, with its fault if the fault is at the start."""
         child = subprocess.Popen(  # noqa: S603
             [self._program, *arguments],
             bufsize=0,
@@ -52,13 +52,13 @@ class Children:
         self._children.append(child)
         if self.fault is Fault.KILLED_AT_START:
             child.kill()
-            _output(child).read()  # what it may have said before that
+            _output(child).read()  # its output before that
         elif self.fault is Fault.STOPPED:
             child.send_signal(signal.SIGSTOP)
         return child
 
     def close(self) -> None:
-        """Kill all children that are left."""
+        """Kill all child processes that still run."""
         for child in self._children:
             child.kill()
             child.wait()
@@ -66,10 +66,10 @@ class Children:
 
 @final
 class Flite(tts.Provider):
-    """Speech with `flite`, one child for each text."""
+    """Speech with `flite`, one child process for each text."""
 
     def __init__(self, fault: Fault = Fault.NONE, *, lazy: bool = True) -> None:
-        """Give each child the same fault; if lazy, it starts at the first `next()`."""
+        """Use the same fault for each child; if lazy, it starts at the first `next()`."""
         self._children = Children("flite", fault)
         self._lazy = lazy
 
@@ -98,13 +98,13 @@ class Flite(tts.Provider):
         raise NotImplementedError
 
     def close(self) -> None:
-        """Kill all children that are left."""
+        """Kill all child processes that still run."""
         self._children.close()
 
 
 @final
 class RecordedFlite(tts.Provider):
-    """Speech with `flite`, which is started only for a text that it has not spoken yet."""
+    """Speech with `flite`, which is started once for each text."""
 
     @override
     def synthesize_stream(self, text: Iterable[str], voice: tts.VoiceProfile) -> Iterator[bytes]:
@@ -163,10 +163,10 @@ class Session(stt.SessionHandle):
 
 @final
 class PocketsphinxProcess(stt.Provider):
-    """Recognition with `recogniser.py`, one child for each session."""
+    """Recognition with `recogniser.py`, one child process for each session."""
 
     def __init__(self, fault: Fault = Fault.NONE) -> None:
-        """Give each child the same fault."""
+        """Use the same fault for each child."""
         self._children = Children(sys.executable, fault)
 
     @override
@@ -178,16 +178,16 @@ class PocketsphinxProcess(stt.Provider):
         return ProcessSession(child, self._children.fault)
 
     def close(self) -> None:
-        """Kill all children that are left."""
+        """Kill all child processes that still run."""
         self._children.close()
 
 
 @final
 class ProcessSession(stt.SessionHandle):
-    """A session with a child that has loaded its model."""
+    """A session with a child process that has loaded its model."""
 
     def __init__(self, child: subprocess.Popen[bytes], fault: Fault) -> None:
-        """Talk to a child that has a fault."""
+        """Use a child process that has a fault."""
         self._child = child
         self._fault = fault
 
@@ -224,7 +224,7 @@ class ModelServer:
     """`llm_server.py` in a process of its own, which can be killed."""
 
     def __init__(self, name: str) -> None:
-        """Return when it listens."""
+        """Start the server, and return when it listens."""
         self._parts = ExitStack()
         self._child = self._parts.enter_context(
             subprocess.Popen(  # noqa: S603
@@ -247,7 +247,7 @@ def _output(child: subprocess.Popen[bytes]) -> IO[bytes]:
 
 
 def _check(child: subprocess.Popen[bytes]) -> None:
-    """Raise if a child did not end as it should."""
+    """Raise if a child process has failed."""
     if child.wait() != 0:
         msg = f"the program ended with {child.returncode}"
         raise ChildProcessError(msg)

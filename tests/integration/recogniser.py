@@ -1,4 +1,4 @@
-"""A recogniser in a process of its own: pieces of audio come in, a line goes out for each phrase.
+"""A recogniser in its own process: it reads pieces of audio, and prints a line for each phrase.
 
 Each piece is its length in bytes, in four of them, and 16-bit PCM. A silent piece ends a phrase.
 """
@@ -9,7 +9,7 @@ from integration.speech import SILENCE, recognise
 
 
 def main() -> None:
-    """Listen until standard input is closed."""
+    """Recognise speech until standard input is closed."""
     recognise(SILENCE)  # loads the model
     print("ready", flush=True)
     audio = b""

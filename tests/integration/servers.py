@@ -1,4 +1,4 @@
-"""Servers on this machine that speak the wire formats of four vendors, and can misbehave."""
+"""Servers on this machine with the wire formats of four vendors, and with faults."""
 
 import base64
 import hashlib
@@ -22,7 +22,7 @@ PIECE = 4_000  # bytes of audio
 
 
 class Fault(Enum):
-    """How a server misbehaves, from the earliest moment to the latest."""
+    """A fault of a server, from the earliest moment to the latest."""
 
     NONE = auto()
     REFUSED = auto()
@@ -51,7 +51,7 @@ IN_THE_MIDDLE = {*(Fault.RESET_IN_THE_MIDDLE, Fault.SILENT_IN_THE_MIDDLE, Fault.
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """What a healthy server sends: what the client hands on, and what only ends it."""
+    """The content that a healthy server sends, and the pieces that only end it."""
 
     kind: str
     pieces: tuple[bytes, ...]
@@ -91,7 +91,7 @@ class _Handler(QuietHandler):
         url = urlsplit(self.path)
         request = json.loads(self.rfile.read(int(self.headers["content-length"])))
         self._server.requests += 1
-        with suppress(ConnectionError):  # a client may leave early
+        with suppress(ConnectionError):  # a client may disconnect early
             if self._admits():
                 self._send(_reply(url.path, parse_qs(url.query), request))
 
@@ -109,7 +109,7 @@ class _Handler(QuietHandler):
                 self._recognise()
 
     def _admits(self) -> bool:
-        """Misbehave, if the time for it is before the headers."""
+        """Apply the fault, if it is before the headers; return whether to continue."""
         fault = self._server.fault
         self.close_connection = True
         if fault in SILENCES & BEFORE_HEADERS:

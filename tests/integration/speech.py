@@ -1,4 +1,4 @@
-"""What is said and how it sounds: `flite` speaks, pocketsphinx listens, both on this machine."""
+"""Texts and their audio: `flite` speaks and pocketsphinx recognises, both on this machine."""
 
 import re
 import subprocess
@@ -19,7 +19,7 @@ VOICES = {
     for name in ("slt", "rms")
 }
 
-_engine = Lock()  # pocketsphinx is not made for several threads
+_engine = Lock()  # pocketsphinx is not thread-safe
 
 
 def answer_of(name: str) -> str:
@@ -47,9 +47,9 @@ def speak(text: str, voice: str = "slt") -> bytes:
 
 @cache
 def recognise(audio: bytes) -> str:
-    """Return the phrase that was said, of those that are ever said here.
+    """Return the recognised phrase, one of those that the tests use.
 
-    The same audio is listened to once, to save time: there is a turn in each test.
+    The same audio is recognised once, to save time.
     """
     with _engine:
         decoder = _decoder()

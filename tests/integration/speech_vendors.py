@@ -1,6 +1,6 @@
-"""The ready-made speech providers, with their vendors' clients for a server on this machine.
+"""The ready-made speech providers, with the vendors' clients for a server on this machine.
 
-Each client retries nothing by itself and has a timeout, which is for each read.
+The clients do not retry, and have a timeout for each read.
 """
 
 import ssl
@@ -21,13 +21,13 @@ from resilience.providers.deepgram import DeepgramSTT, DeepgramTTS
 from resilience.providers.elevenlabs import ElevenLabsTTS
 from resilience.providers.openai import OpenAITTS
 
-NO_CERTIFICATES = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # to load them is slow
+NO_CERTIFICATES = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # loading them is slow
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Speaker:
-    """A synthesiser, and its own voice that stands for the voice "slt"."""
+    """A synthesiser, and its own voice that corresponds to the voice "slt"."""
 
     provider: tts.Provider
     voice: tts.VoiceProfile
@@ -39,7 +39,7 @@ MakeSpeaker: TypeAlias = Callable[[str, float], AbstractContextManager[Speaker]]
 
 @contextmanager
 def deepgram_recogniser(address: str, timeout: float) -> Iterator[stt.Provider]:
-    """Yield a recogniser; the timeout is for the transcripts after `finish()`."""
+    """Yield a recogniser; the timeout applies to the transcripts after `finish()`."""
     with _http(timeout) as client:
         yield DeepgramSTT(_deepgram(address, client), "nova-3", timeout=timeout)
 
@@ -65,7 +65,7 @@ def elevenlabs_speaker(address: str, timeout: float) -> Iterator[Speaker]:
 
 @contextmanager
 def openai_speaker(address: str, timeout: float) -> Iterator[Speaker]:
-    """Yield a speaker, whose sample rate the client does not say."""
+    """Yield a speaker, whose client does not report the sample rate."""
     with openai.OpenAI(
         api_key="-", base_url=f"http://{address}/v1", timeout=timeout, max_retries=0
     ) as client:

@@ -1,4 +1,4 @@
-"""Whole turns while the program behind one primary is missing, killed or stopped."""
+"""Whole turns while the program of one primary is missing, killed or stopped."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
@@ -44,7 +44,7 @@ def backup_model() -> Iterator[OpenAIModel]:
 def test_a_synthesiser_that_is_gone_loses_no_turn(
     parts: ExitStack, backup_model: OpenAIModel, fault: Fault, *, lazy: bool
 ) -> None:
-    """A program that is missing or killed before its first audio is the backup's affair."""
+    """If a program is missing or killed before its first audio, the backup speaks."""
     voice = parts.enter_context(closing(Flite(fault, lazy=lazy)))
     assistant = Assistant(model=(backup_model, backup_model), voice=(voice, Flite()))
 
@@ -59,7 +59,7 @@ def test_a_synthesiser_that_is_gone_loses_no_turn(
 def test_a_synthesiser_killed_in_mid_sentence_is_told_once(
     parts: ExitStack, backup_model: OpenAIModel, *, lazy: bool
 ) -> None:
-    """Speech that is cut is not spliced; spoken anew, it is the backup's."""
+    """Speech that is cut off is not continued; on the second attempt the backup speaks it."""
     voice = parts.enter_context(closing(Flite(Fault.KILLED_IN_THE_MIDDLE, lazy=lazy)))
     assistant = Assistant(model=(backup_model, backup_model), voice=(voice, Flite()))
 
@@ -75,7 +75,7 @@ def test_a_synthesiser_killed_in_mid_sentence_is_told_once(
 def test_a_recogniser_that_is_gone_loses_no_turn(
     parts: ExitStack, backup_model: OpenAIModel, fault: Fault
 ) -> None:
-    """A program that is missing or killed before its session has started is not missed."""
+    """If a program is missing or killed before its session starts, the backup recognises."""
     ears = parts.enter_context(closing(PocketsphinxProcess(fault)))
     assistant = Assistant(ears=(ears, Pocketsphinx()), model=(backup_model, backup_model))
 
@@ -88,7 +88,7 @@ def test_a_recogniser_that_is_gone_loses_no_turn(
 def test_a_recogniser_killed_in_its_session_is_told_once(
     parts: ExitStack, backup_model: OpenAIModel
 ) -> None:
-    """A session whose program is killed has failed, and the next one is the backup's."""
+    """A session whose program is killed has failed, and the backup serves the next one."""
     ears = parts.enter_context(closing(PocketsphinxProcess(Fault.KILLED_IN_THE_MIDDLE)))
     assistant = Assistant(ears=(ears, Pocketsphinx()), model=(backup_model, backup_model))
 
@@ -104,7 +104,7 @@ def test_a_recogniser_killed_in_its_session_is_told_once(
 def test_a_model_whose_server_is_killed_loses_no_turn(
     parts: ExitStack, backup_model: OpenAIModel, *, lazy: bool, streaming: bool
 ) -> None:
-    """A server that was killed is replaced by the backup, without an error for the caller."""
+    """If the server of a model is killed, the backup answers, without an error for the caller."""
     server = parts.enter_context(closing(ModelServer("primary")))
     model = parts.enter_context(
         closing(OpenAIModel(server.address, "primary", timeout=PATIENCE, lazy=lazy))
@@ -124,10 +124,10 @@ def test_a_model_whose_server_is_killed_loses_no_turn(
 
 
 class KilledModel(llm.Provider):
-    """A model whose server is killed when the first chunk of a long answer is there."""
+    """A model whose server is killed after the first chunk of a long answer."""
 
     def __init__(self, model: llm.Provider, server: ModelServer) -> None:
-        """Kill a model's server."""
+        """Wrap a model whose server is killed."""
         self._model = model
         self._server = server
 
@@ -154,7 +154,7 @@ class KilledModel(llm.Provider):
 def test_a_model_whose_server_is_killed_in_mid_sentence_is_told_once(
     parts: ExitStack, backup_model: OpenAIModel
 ) -> None:
-    """A stream that is cut is no synthesiser's fault, and is not spliced with the backup's."""
+    """A stream that is cut off is not continued, and no failure of a synthesiser is counted."""
     server = parts.enter_context(closing(ModelServer("primary")))
     model = parts.enter_context(closing(OpenAIModel(server.address, "primary", timeout=PATIENCE)))
     assistant = Assistant(model=(KilledModel(model, server), backup_model))
@@ -170,7 +170,7 @@ def test_a_model_whose_server_is_killed_in_mid_sentence_is_told_once(
 def test_a_stopped_synthesiser_costs_one_timeout(
     parts: ExitStack, backup_model: OpenAIModel, *, lazy: bool
 ) -> None:
-    """A child that is stopped is abandoned after its time, and the backup says every word."""
+    """A stopped child process is abandoned after the limit, and the backup speaks every word."""
     voice = parts.enter_context(closing(Flite(Fault.STOPPED, lazy=lazy)))
     assistant = Assistant(
         model=(backup_model, backup_model),
@@ -191,7 +191,7 @@ def test_a_stopped_synthesiser_costs_one_timeout(
 def test_a_stopped_recogniser_costs_one_timeout(
     parts: ExitStack, backup_model: OpenAIModel
 ) -> None:
-    """A child that is stopped before its session has started is abandoned after its time."""
+    """A child process that is stopped before its session starts is abandoned after the limit."""
     ears = parts.enter_context(closing(PocketsphinxProcess(Fault.STOPPED)))
     assistant = Assistant(
         ears=(ears, Pocketsphinx()),

@@ -1,4 +1,4 @@
-"""Whole turns while the server of one primary misbehaves, in each way that a server can."""
+"""Whole turns while the server of one primary has each of the faults."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
@@ -20,8 +20,8 @@ from integration.speech_vendors import SPEAKERS, MakeSpeaker, deepgram_recognise
 from integration.vendors import AnthropicModel, OpenAIModel
 
 PATIENCE = 30.0  # seconds, long enough never to be needed
-IMPATIENCE = 0.4  # seconds, for a server that never says anything
-SOME_PATIENCE = 1.5  # seconds, for a server that falls silent after a good start
+IMPATIENCE = 0.4  # seconds, for a server that never sends anything
+SOME_PATIENCE = 1.5  # seconds, for a server that stops sending after its first output
 
 FAULTS = [fault for fault in Fault if fault is not Fault.NONE]
 EARLY = [fault for fault in FAULTS if fault not in IN_THE_MIDDLE]
@@ -48,7 +48,7 @@ def patience(fault: Fault) -> float:
 
 
 def check_requests(server: Server) -> None:
-    """The client has sent one request at most, since nothing retries."""
+    """The client has sent at most one request, since there are no retries."""
     if server.fault in {Fault.REFUSED, *SILENCES}:
         assert server.requests <= (server.fault is not Fault.REFUSED)
     else:
@@ -86,7 +86,7 @@ def test_a_model_that_says_nothing_loses_no_turn(
     *,
     lazy: bool,
 ) -> None:
-    """A stream that breaks before its first chunk is served by the backup, without an error."""
+    """If a stream breaks before its first chunk, the backup answers, without an error."""
     server = parts.enter_context(serve(fault))
     model = parts.enter_context(
         closing(models(server.address, "primary", timeout=patience(fault), lazy=lazy))
@@ -108,7 +108,7 @@ def test_a_model_without_a_whole_answer_loses_no_turn(
     models: type[OpenAIModel | AnthropicModel],
     fault: Fault,
 ) -> None:
-    """An answer in one piece that breaks anywhere is served by the backup, without an error."""
+    """If an answer in one piece breaks anywhere, the backup answers, without an error."""
     server = parts.enter_context(serve(fault))
     model = parts.enter_context(closing(models(server.address, "primary", timeout=patience(fault))))
     assistant = Assistant(model=(model, backup_model))
@@ -131,7 +131,7 @@ def test_a_model_that_breaks_off_is_told_once(
     *,
     lazy: bool,
 ) -> None:
-    """A stream that breaks after its first chunk is no synthesiser's fault, and is not spliced."""
+    """A stream that breaks after its first chunk is not continued; no synthesiser has failed."""
     address = parts.enter_context(serve(fault)).address
     model = parts.enter_context(
         closing(models(address, "primary", timeout=patience(fault), lazy=lazy))
@@ -153,7 +153,7 @@ def test_a_synthesiser_without_audio_loses_no_turn(
     make_speaker: MakeSpeaker,
     fault: Fault,
 ) -> None:
-    """Speech that breaks before its first audio is spoken by the backup, from the beginning."""
+    """If speech breaks before its first audio, the backup speaks it from the beginning."""
     server = parts.enter_context(serve(fault))
     speaker = parts.enter_context(make_speaker(server.address, patience(fault)))
     assistant = Assistant(
@@ -178,7 +178,7 @@ def test_a_synthesiser_that_breaks_off_is_told_once(
     make_speaker: MakeSpeaker,
     fault: Fault,
 ) -> None:
-    """Speech that breaks after its first audio is not spliced; spoken anew, it is the backup's."""
+    """Speech that breaks after its first audio is not continued; the backup speaks it again."""
     address = parts.enter_context(serve(fault)).address
     speaker = parts.enter_context(make_speaker(address, patience(fault)))
     assistant = Assistant(
@@ -199,13 +199,13 @@ def test_a_synthesiser_that_breaks_off_is_told_once(
 def test_a_recogniser_that_starts_no_session_loses_no_turn(
     parts: ExitStack, primary_model: OpenAIModel, fault: Fault
 ) -> None:
-    """A session that cannot be started is started by the backup, without an error."""
+    """If a session cannot be started, the backup starts it, without an error."""
     server = parts.enter_context(serve(fault))
     ears = parts.enter_context(deepgram_recogniser(server.address, PATIENCE))
     assistant = Assistant(
         ears=(ears, Pocketsphinx()),
         model=(primary_model, primary_model),
-        # Its client gives a handshake ten seconds, which cannot be changed.
+        # Its client has a time limit of ten seconds for a handshake, which cannot be changed.
         attempt_timeout={"stt": IMPATIENCE} if fault in SILENCES else {},
     )
 
@@ -220,7 +220,7 @@ def test_a_recogniser_that_starts_no_session_loses_no_turn(
 def test_a_recogniser_whose_session_dies_is_told_once(
     parts: ExitStack, primary_model: OpenAIModel, fault: Fault
 ) -> None:
-    """A session that was started and breaks has failed; the next one is the backup's."""
+    """A session that breaks after its start has failed; the backup serves the next one."""
     address = parts.enter_context(serve(fault)).address
     ears = parts.enter_context(deepgram_recogniser(address, patience(fault)))
     assistant = Assistant(ears=(ears, Pocketsphinx()), model=(primary_model, primary_model))

@@ -1,4 +1,4 @@
-"""The ready-made language models of three vendors, each against a server that keeps its rules."""
+"""The ready-made language models of three vendors, each with a server that checks requests."""
 
 from contextlib import ExitStack
 from dataclasses import replace
@@ -44,7 +44,7 @@ with_each_pair = pytest.mark.parametrize(
 
 
 class Model:
-    """Models behind one, with their servers and the attempts."""
+    """An adapter of several models, with their servers and the attempts."""
 
     def __init__(self, parts: ExitStack, *kits: Kit, fault: Fault = Fault.NONE) -> None:
         """Start the servers, of which the first has a fault."""
@@ -71,7 +71,7 @@ class Model:
         self.attempts.append((attempt.provider, attempt.outcome))
 
     def served(self) -> list[str]:
-        """Return who has served since the last time."""
+        """Return the names of the providers that have served since the last call."""
         served = [name for name, outcome in self.attempts if outcome is Outcome.SUCCEEDED]
         self.attempts.clear()
         return served
@@ -80,7 +80,7 @@ class Model:
 @with_each_vendor
 @both_ways
 def test_a_picture(parts: ExitStack, kit: Kit, *, streams: bool) -> None:
-    """A picture is seen."""
+    """The model receives a picture."""
     model = Model(parts, kit)
     looks = llm.Message(role="user", content="What is it?", attachments=(PICTURE,))
 
@@ -93,7 +93,7 @@ def test_a_picture(parts: ExitStack, kit: Kit, *, streams: bool) -> None:
 @with_each_vendor
 @both_ways
 def test_a_forced_tool(parts: ExitStack, kit: Kit, *, streams: bool) -> None:
-    """A tool that must be called is called, and its result is told."""
+    """A forced tool is called, and the answer contains its result."""
     model = Model(parts, kit)
     request = llm.CompletionRequest(messages=ask("Hi"), tools=(WEATHER,), tool_choice="weather")
 
@@ -122,7 +122,7 @@ def test_a_schema(parts: ExitStack, kit: Kit, *, streams: bool) -> None:
 @with_each_vendor
 @both_ways
 def test_a_reasoning_tool_loop(parts: ExitStack, kit: Kit, *, streams: bool) -> None:
-    """Two rounds of calls while reasoning, whose signatures the server checks."""
+    """There are two rounds of tool calls with reasoning, whose signatures the server checks."""
     if kit.name == "openai":  # a compatible server, since OpenAI itself keeps its reasoning
         kit = replace(kit, serve=lambda fault: KITS["openai"].serve(fault, reasons_aloud=True))
     model = Model(parts, kit)
@@ -140,7 +140,7 @@ def test_a_reasoning_tool_loop(parts: ExitStack, kit: Kit, *, streams: bool) -> 
 def test_a_conversation_goes_on_elsewhere(
     parts: ExitStack, one: Kit, other: Kit, *, streams: bool
 ) -> None:
-    """A loop that begins at one vendor goes on at another after a 503, and ends at the first."""
+    """A loop begins at one vendor, continues at another after a 503, and ends at the first."""
     model = Model(parts, one, other)
     messages = list(QUESTION)
     served: list[str] = []
@@ -175,7 +175,7 @@ def test_a_conversation_goes_on_elsewhere(
     ids=lambda value: value.name.lower() if isinstance(value, Fault) else f"streams={value}",
 )
 def test_a_fault(parts: ExitStack, kit: Kit, fault: Fault, *, streams: bool) -> None:
-    """A fault before the first words is served by the backup, and a later one is raised once."""
+    """After a fault before the first words the backup answers; a later fault is raised once."""
     backup = next(each for each in KITS.values() if each is not kit)
     model = Model(parts, kit, backup, fault=fault)
 

@@ -1,6 +1,6 @@
-"""Messages between processes, through a real Redis that is killed, stopped, full or filled.
+"""Messages between processes, through a real Redis that is killed, stopped or full.
 
-With `-s` it prints what it has measured.
+With `-s` it prints its measurements.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ from resilience.redis import RedisNews
 redis = pytest.importorskip("redis")
 EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "fleet.py"
 LIMIT = 30.0
-"""Seconds after which a test has failed."""
+"""Time limit of a test in seconds."""
 
 pytestmark = pytest.mark.skipif(
     shutil.which("redis-server") is None, reason="not installed: the program redis-server"
@@ -37,7 +37,7 @@ pytestmark = pytest.mark.skipif(
 
 
 class Server:
-    """A `redis-server` on a free port of loopback, which keeps nothing on disk."""
+    """A `redis-server` on a free port of loopback, without storage on disk."""
 
     def __init__(self, folder: Path) -> None:
         """Start it for the first time."""
@@ -76,7 +76,7 @@ def answers(client: Any) -> bool:  # noqa: ANN401
 
 
 def wait_for(has_happened: Callable[[], object], limit: float = LIMIT) -> float:
-    """Look until something has happened; return after how many seconds."""
+    """Check a condition until it is true; return after how many seconds."""
     began, pause = time.monotonic(), threading.Event()
     while not has_happened():
         assert time.monotonic() - began < limit
@@ -94,10 +94,10 @@ def server(tmp_path: Path) -> Iterator[Server]:
 
 
 class Records(logging.Handler):
-    """Remembers what is logged of the link."""
+    """Records the log lines about the connection."""
 
     def __init__(self) -> None:
-        """Remember nothing yet."""
+        """Start without records."""
         super().__init__()
         self.lines: list[tuple[str, str]] = []
 
@@ -109,7 +109,7 @@ class Records(logging.Handler):
 
 @pytest.fixture
 def records() -> Iterator[Records]:
-    """Return what is logged during the test."""
+    """Return the log lines of the test."""
     logger, records = logging.getLogger("resilience"), Records()
     logger.addHandler(records)
     logger.setLevel(logging.INFO)
@@ -119,7 +119,7 @@ def records() -> Iterator[Records]:
 
 
 class Member:
-    """A breaker with news, as one process of a fleet has it."""
+    """A breaker with its `RedisNews`, as in one of several processes."""
 
     def __init__(
         self,
@@ -129,7 +129,7 @@ class Member:
         settings: dict[str, object] | None = None,
         **options: Any,  # noqa: ANN401
     ) -> None:
-        """Start the news, with a client of its own."""
+        """Start a `RedisNews` with a client of its own."""
         self.breaker = CircuitBreaker(
             CircuitBreakerConfig(name="model", max_failures=1, half_open_max=1)
         )
@@ -173,7 +173,7 @@ def start(server: Server) -> Iterator[Start]:
 
 
 def subscribers(client: Any, namespace: str = "chat") -> int:  # noqa: ANN401
-    """Return how many are subscribed to the news of a namespace."""
+    """Return the number of subscribers of a namespace."""
     ((_, number),) = client.pubsub_numsub(f"{namespace}:news")
     return int(number)
 
@@ -181,7 +181,7 @@ def subscribers(client: Any, namespace: str = "chat") -> int:  # noqa: ANN401
 @pytest.mark.parametrize("protocol", [2, 3])
 @pytest.mark.parametrize("decode_responses", [False, True])
 def test_every_kind_of_client(start: Start, protocol: int, *, decode_responses: bool) -> None:
-    """Messages arrive, live and from the key, whether the client decodes and in either protocol."""
+    """Messages and keys are read with clients that decode or not, and with both protocols."""
     settings = {"protocol": protocol, "decode_responses": decode_responses}
     first, second = start(settings=settings), start(settings=settings)
     first.fail()
@@ -195,7 +195,7 @@ def test_every_kind_of_client(start: Start, protocol: int, *, decode_responses: 
 
 
 def test_operators(start: Start) -> None:
-    """An isolation and a reset reach those that want that."""
+    """An isolation and a reset are applied by processes with `operators=True`."""
     first, second, third = start(operators=True), start(operators=True), start()
     first.breaker.isolate()
     wait_for(second.is_open)
@@ -209,7 +209,7 @@ def test_operators(start: Start) -> None:
 
 
 def test_namespaces(server: Server, start: Start) -> None:
-    """Two namespaces in one Redis do not see each other."""
+    """Two namespaces in one Redis exchange no messages."""
     here, there = start("here"), start("there")
     here.fail()
     second = start("here")
@@ -221,7 +221,7 @@ def test_namespaces(server: Server, start: Start) -> None:
 
 
 def test_is_killed_and_started_again(server: Server, start: Start, records: Records) -> None:
-    """Calls go on; what happened meanwhile is told; one WARNING and one INFO of each process."""
+    """Calls continue, missed changes are sent later, and each process logs two lines."""
     first, second = start(), start()
     server.kill()
     wait_for(lambda: len(records.lines) == 2)
@@ -239,7 +239,7 @@ def test_is_killed_and_started_again(server: Server, start: Start, records: Reco
 
 
 def test_key_is_kept_again(server: Server, start: Start) -> None:
-    """An opening outlives a Redis that forgets everything; the client retries as it likes."""
+    """The key of an open period is stored again after Redis has lost its data."""
     first = start(settings={"retry": redis.Redis().get_retry()})
     first.fail()
     with server.client() as client:
@@ -250,7 +250,7 @@ def test_key_is_kept_again(server: Server, start: Start) -> None:
 
 
 def test_is_stopped(server: Server, start: Start, records: Records) -> None:
-    """A Redis that does not answer delays no call, and is noticed."""
+    """A Redis that does not answer delays no call, and is detected."""
     first, second = start(), start()
     server.process.send_signal(signal.SIGSTOP)
     durations: list[float] = []
@@ -269,7 +269,7 @@ def test_is_stopped(server: Server, start: Start, records: Records) -> None:
 
 
 def test_is_full(server: Server, start: Start, records: Records) -> None:
-    """A Redis that can keep nothing still delivers."""
+    """A Redis that is full and stores nothing still delivers messages."""
     first, second = start(), start()
     with server.client() as client:
         client.config_set("maxmemory", "1")
@@ -289,7 +289,7 @@ def test_is_full(server: Server, start: Start, records: Records) -> None:
 
 @pytest.mark.parametrize("decode_responses", [False, True])
 def test_nonsense(server: Server, start: Start, *, decode_responses: bool) -> None:
-    """Whatever else is in Redis, calls are served and news arrive."""
+    """Whatever data is in Redis, calls are served and messages arrive."""
     settings = {"decode_responses": decode_responses}
     with server.client() as client:
         client.rpush("chat:isolated:model", "a list")
@@ -318,7 +318,7 @@ def test_nonsense(server: Server, start: Start, *, decode_responses: bool) -> No
 
 
 def test_a_thousand_openings(server: Server, start: Start) -> None:
-    """As many in a second, of one breaker and of many, need no queue, and the last state counts."""
+    """After a thousand openings, of one breaker and of many, the last state is applied."""
     flapping, other = start(), start()
     names = [f"model-{number}" for number in range(500)]
     many, followers = (
@@ -395,7 +395,7 @@ FORK = """
 
 @needs_fork
 def test_fork(server: Server) -> None:
-    """Parent and child tell each other, each with threads of its own."""
+    """Parent and child notify each other, each with threads of its own."""
     done = subprocess.run(  # noqa: S603
         [sys.executable, "-W", "ignore", "-c", textwrap.dedent(FORK), str(server.port)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},

@@ -1,4 +1,4 @@
-"""The example of a spoken conversation, as a whole."""
+"""The whole example of a spoken conversation."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""A whole turn by voice with nothing broken: question, answer, and every word of both."""
+"""A whole turn of a spoken conversation without faults: every word of question and answer."""
 
 from contextlib import ExitStack, closing
 
@@ -26,7 +26,7 @@ def test_healthy_primaries_serve(
     lazy: bool,
     streaming: bool,
 ) -> None:
-    """A turn through the clients of three vendors loses no word and no byte."""
+    """With the clients of three vendors, a turn loses no word and no byte."""
     address = parts.enter_context(serve()).address
     ears = parts.enter_context(deepgram_recogniser(address, PATIENCE))
     model = parts.enter_context(closing(models(address, "primary", timeout=PATIENCE, lazy=lazy)))
@@ -48,7 +48,7 @@ def test_healthy_primaries_serve(
 
 
 def test_healthy_programs_serve(parts: ExitStack) -> None:
-    """A turn through a recogniser and a synthesiser in child processes loses none, either."""
+    """With a recogniser and a synthesiser in child processes, a turn loses no word."""
     address = parts.enter_context(serve()).address
     model = parts.enter_context(closing(OpenAIModel(address, "primary", timeout=PATIENCE)))
     ears = parts.enter_context(closing(PocketsphinxProcess()))

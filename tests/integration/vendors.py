@@ -1,7 +1,7 @@
-"""Language models for the clients of two vendors, written as an application writes them.
+"""Language models for the clients of two vendors, as in an application.
 
-Each client retries nothing by itself and has a timeout, which is for each read. With `lazy` the
-work of a stream begins when it is first used, else with the call that returns it.
+The clients do not retry, and have a timeout for each read. With `lazy`, the work of a stream begins
+when it is first used, otherwise in the call that returns it.
 """
 
 from abc import abstractmethod
@@ -18,11 +18,11 @@ from typing_extensions import override
 from integration.opening import open_at_first_next, open_at_once
 from resilience import llm
 
-MAX_TOKENS = 8  # where the request does not say
+MAX_TOKENS = 8  # if the request has no limit
 
 
 def _whole(chunks: Iterator[llm.Chunk]) -> Iterator[llm.Chunk]:
-    """Raise if an answer has no end, which no client does."""
+    """Raise if an answer has no end, since the clients do not."""
     last = None
     for last in chunks:
         yield last
@@ -32,7 +32,7 @@ def _whole(chunks: Iterator[llm.Chunk]) -> Iterator[llm.Chunk]:
 
 
 class _Model(llm.Provider):
-    """What all language models here have in common."""
+    """The base of the language models of this module."""
 
     @override
     def count_tokens(self, messages: Sequence[llm.Message]) -> int:
@@ -52,7 +52,7 @@ class OpenAIModel(_Model):
     """A model with the client `openai`."""
 
     def __init__(self, address: str, name: str, *, timeout: float, lazy: bool = False) -> None:
-        """Talk to a server about the model with a name."""
+        """Use a server and the name of a model."""
         self._client = openai.OpenAI(
             api_key="-", base_url=f"http://{address}/v1", timeout=timeout, max_retries=0
         )
@@ -104,10 +104,10 @@ def _openai_messages(request: llm.CompletionRequest) -> list[ChatCompletionUserM
 
 @final
 class AnthropicModel(_Model):
-    """A model with the client `anthropic`; lazily, with its helper for streams."""
+    """A model with the client `anthropic`; if lazy, with its helper for streams."""
 
     def __init__(self, address: str, name: str, *, timeout: float, lazy: bool = False) -> None:
-        """Talk to a server about the model with a name."""
+        """Use a server and the name of a model."""
         self._client = anthropic.Anthropic(
             api_key="-", base_url=f"http://{address}", timeout=timeout, max_retries=0
         )

@@ -1,4 +1,4 @@
-"""Histories of operations of several threads, and whether a sequential order explains them."""
+"""Histories of operations of several threads, and a check for an equivalent sequential order."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from breaker_oracle import BreakerOracle, Change, Permit
 
 DELAY = 25
-"""Seconds for which a provider asks in the operation "delay"."""
+"""Delay in seconds that a provider requests in the operation "delay"."""
 
 
 @dataclass(frozen=True)
 class Operation:
-    """One operation of a thread: its name, its permit, its result, and when it happened.
+    """One operation of a thread: its name, its permit, its result, its beginning and its end.
 
     Permits have names of their own here; `begin` and `end` are steps of the schedule.
     """

@@ -1,7 +1,8 @@
-"""Runs real threads step by step, in every order of steps that can make a difference.
+"""Runs real threads step by step, in every order of steps that may change the result.
 
 A step ends before each line of the library that accesses state which is read without the lock, and
-before each acquisition of the lock; what is only accessed under the lock needs no more steps.
+before each acquisition of the lock; state that is only accessed under the lock needs no further
+steps.
 
 `explore` runs a case repeatedly, once for each order. Two steps are independent if neither writes
 what the other accesses; of the orders that differ only in independent steps, one is enough (sleep
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 TIMEOUT = 30.0
 
 Access: TypeAlias = frozenset[tuple[str, str]]
-"""What a step accesses: names with "read", "write" or a word that conflicts with all others."""
+"""The accesses of a step: names with "read", "write" or a word that conflicts with all."""
 
 
 class Stepper:
@@ -36,12 +37,12 @@ class Stepper:
         """Start one thread for each body; none of them runs yet.
 
         Args:
-            bodies: What the threads do.
+            bodies: The functions of the threads.
             shared: For each file of the library the attributes that are read without a lock.
         """
         self._points = {file: _accesses(file, names) for file, names in shared.items()}
         self._idents: dict[int, int] = {}
-        # Locks that one thread takes and another one releases: much faster than semaphores.
+        # Locks that one thread acquires and another one releases: much faster than semaphores.
         self._go = [_taken_lock() for _ in bodies]
         self._back = _taken_lock()
         self.waits_for: list[CooperativeLock | None] = [None for _ in bodies]
@@ -49,7 +50,7 @@ class Stepper:
         self.done = [False for _ in bodies]
         self.errors: list[BaseException] = []
         self.now = 0
-        self.finishes = False  # whether a step goes on until its thread ends or has to wait
+        self.finishes = False  # whether a step continues until its thread ends or has to wait
         for number, body in enumerate(bodies):
             threading.Thread(target=self._run, args=(number, body), daemon=True).start()
             assert self._back.acquire(timeout=TIMEOUT)
@@ -148,7 +149,7 @@ class CooperativeLock:
 
 
 class Case(Protocol):
-    """Threads, and what must hold when all of them are done."""
+    """Threads, and a check when all of them have ended."""
 
     @property
     def stepper(self) -> Stepper:
@@ -156,29 +157,29 @@ class Case(Protocol):
         ...
 
     def check(self) -> None:
-        """Expect that what the threads have done is right; called if their schedule is new."""
+        """Check the results of the threads; called if their schedule is new."""
 
     def discard(self) -> None:
-        """Drop what the threads have left, when all of them are done."""
+        """Drop the remaining objects of the threads, when all of them have ended."""
 
 
 @dataclass
 class _Node:
-    """A place in a schedule: what could be next, what was chosen, and what need not be tried."""
+    """A place in a schedule: the possible steps, the chosen one, and those to leave out."""
 
     enabled: dict[int, Access]
     asleep: dict[int, Access]
     chosen: int = -1
 
     def choose(self) -> bool:
-        """Choose what has not been tried; False if nothing is left."""
+        """Choose a step that has not been tried; False if none is left."""
         if self.chosen >= 0:
             self.asleep[self.chosen] = self.enabled[self.chosen]
         self.chosen = next((each for each in self.enabled if each not in self.asleep), -1)
         return self.chosen >= 0
 
     def asleep_after(self) -> dict[int, Access]:
-        """Return what need not be tried after the chosen step: what is independent of it."""
+        """Return the steps to leave out after the chosen step: those that are independent of it."""
         access = self.enabled[self.chosen]
         return {
             number: other for number, other in self.asleep.items() if not _conflict(access, other)
@@ -186,7 +187,7 @@ class _Node:
 
 
 def explore(make: Callable[[], Case]) -> int:
-    """Run a case under every schedule that can make a difference; return how many there were."""
+    """Run a case under every schedule that may change the result; return their number."""
     schedules = 0
     nodes: list[_Node] = []
     while True:
@@ -198,7 +199,7 @@ def explore(make: Callable[[], Case]) -> int:
 
 
 def _run_once(case: Case, nodes: list[_Node]) -> bool:
-    """Follow the chosen steps, then go on to the end; False if that had been seen before."""
+    """Run the chosen steps, then continue to the end; False if it repeats an earlier schedule."""
     stepper = case.stepper
     depth = 0
     is_new = True

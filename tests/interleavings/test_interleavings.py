@@ -28,10 +28,10 @@ HALF_OPEN_MAX = 2
 RESET_TIMEOUT = 10
 
 STATE = {str(breaker_module.__file__): frozenset({"_period", "failures", "until"})}
-"""What is read without the lock to admit calls and to record outcomes."""
+"""Attributes that are read without the lock to admit calls and to record outcomes."""
 
 EVENTS = {**STATE, str(events.__file__): frozenset({"_dispatcher"})}
-"""The same, and what is read without the lock to announce changes."""
+"""The same, and attributes that are read without the lock to dispatch events."""
 
 Script = tuple[str, ...]
 """Operations of one thread, such as "acquire a", "fail a", "reset" or "state".
@@ -89,7 +89,7 @@ LONG: list[tuple[Script, tuple[Script, ...]]] = [
 
 
 class Case:
-    """A breaker and its oracle, prepared alike, and threads that use the breaker."""
+    """A breaker and its oracle in the same state, and threads that use the breaker."""
 
     def __init__(
         self,
@@ -121,7 +121,7 @@ class Case:
         self.lock.stepper = self.stepper
 
     def check(self) -> None:
-        """Expect that a sequential order explains the history."""
+        """Check that some sequential order has the results of the history."""
         now = self.clock()
         final = (str(self.breaker.state), self.changes)
 
@@ -230,7 +230,7 @@ def test_every_interleaving_is_explained(prepared: Script, scripts: tuple[Script
 
 @pytest.mark.parametrize(("prepared", "scripts"), ANNOUNCING)
 def test_every_interleaving_is_announced(prepared: Script, scripts: tuple[Script, ...]) -> None:
-    """Each change is announced once and in order, however two threads announce them."""
+    """Each event is dispatched once and in order, however two threads dispatch them."""
     schedules = _schedules(prepared, scripts, EVENTS)
 
     print(f"{schedules} schedules")

@@ -1,4 +1,4 @@
-"""Anthropic's messages."""
+"""A test server with Anthropic's messages API."""
 
 import base64
 import json
@@ -42,7 +42,7 @@ _numbers = count(1)
 
 @contextmanager
 def serve_anthropic(fault: Fault = Fault.NONE) -> Iterator[Server]:
-    """Run Anthropic."""
+    """Run the server."""
     with serve(_answer, _error, fault) as server:
         yield server
 
@@ -117,7 +117,7 @@ def _deltas(block: Json) -> Iterator[Json]:
 
 
 def _read(body: Json) -> Question:
-    """Check a request, and return what it asks."""
+    """Check a request, and return its question."""
     messages = body["messages"]
     require(messages and messages[0]["role"] == "user", "the first message is not the user's")
     for message in messages:
@@ -195,7 +195,7 @@ def _check_assistant(content: list[Json]) -> list[str]:
 
 
 def _part(block: Json) -> str:
-    """Return what is in a file, or a text."""
+    """Return the content of a file, or a text."""
     if block["type"] == "text":
         allow(block, "type", "text", "cache_control")
         require(block["text"].strip(), "text is empty")

@@ -1,4 +1,4 @@
-"""Google's generateContent, of a model that validates signatures."""
+"""A test server with Google's generateContent, of a model that validates signatures."""
 
 import base64
 import json
@@ -45,7 +45,7 @@ _numbers = count(1)
 
 @contextmanager
 def serve_google(fault: Fault = Fault.NONE, *, numbers_calls: bool = True) -> Iterator[Server]:
-    """Run Google; older models do not number their calls."""
+    """Run the server; older models return tool calls without ids."""
 
     def answer(path: str, body: Json, _: Mapping[str, str]) -> Reply:
         return _answer(path, body, numbers_calls=numbers_calls)
@@ -91,7 +91,7 @@ def _answer(path: str, body: Json, *, numbers_calls: bool) -> Reply:
 
 
 def _in_camel_case(value: Any) -> Any:
-    """Return a value with the names of the interface, which also accepts those with underscores."""
+    """Return a value with names in camel case; the API also accepts names with underscores."""
     if isinstance(value, list):
         return [_in_camel_case(each) for each in value]
     if not isinstance(value, dict):
@@ -119,7 +119,7 @@ def _sign(value: Any) -> str:
 
 
 def _pieces(part: Json) -> Iterator[Json]:
-    """Split a text; the signature comes with an empty text at its end."""
+    """Split a text; the signature is sent with an empty text at its end."""
     if "text" not in part:
         yield part
         return
@@ -132,7 +132,7 @@ def _pieces(part: Json) -> Iterator[Json]:
 
 
 def _read(body: Json) -> Question:
-    """Check a request, and return what it asks."""
+    """Check a request, and return its question."""
     contents = body["contents"]
     require(contents and contents[0]["role"] == "user", "the first content is not the user's")
     for one, two in pairwise(contents):

@@ -1,4 +1,4 @@
-"""What the tests of all vendors need: a server, a client, and the provider between them."""
+"""Server, client and provider of each vendor, for the tests of all vendors."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -50,14 +50,14 @@ class Make(Protocol):
     def __call__(
         self, url: str, capabilities: llm.ModelCapabilities = ..., /
     ) -> AbstractContextManager[llm.Provider]:
-        """Make a client for the URL, and a provider for it."""
+        """Make a client for the URL, and a provider that uses it."""
         ...
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kit:
-    """One vendor.
+    """The parts of one vendor.
 
     Attributes:
         name: Key of `extra`.
@@ -65,7 +65,7 @@ class Kit:
         serve: Runs its server.
         make: Makes its client and provider.
         options: Options of its own.
-        limits: What it cannot carry: fields of a request.
+        limits: Fields of a request that it does not support.
     """
 
     name: str
@@ -152,7 +152,7 @@ KITS = {
 
 
 def whole(chunks: Sequence[llm.Chunk]) -> llm.CompletionResponse:
-    """Return the answer that was streamed."""
+    """Return the answer that a stream contains."""
     last = chunks[-1]
     return llm.CompletionResponse(
         content="".join(chunk.content for chunk in chunks),
@@ -179,10 +179,10 @@ def answer(
 def failure_of(
     provider: llm.Provider, request: llm.CompletionRequest, *, streams: bool
 ) -> Exception:
-    """Return what a request raises."""
+    """Return the exception that a request raises."""
     try:
         found = answer(provider, request, streams=streams)
-    except Exception as error:  # noqa: BLE001 - clients raise what they like
+    except Exception as error:  # noqa: BLE001 - clients raise exceptions of any type
         return error
     msg = f"there was an answer: {found}"
     raise AssertionError(msg)
@@ -191,7 +191,7 @@ def failure_of(
 def converse(
     provider: llm.Provider, request: llm.CompletionRequest, results: list[str], *, streams: bool
 ) -> list[llm.CompletionResponse]:
-    """Answer the calls of a model with results, until it calls no more."""
+    """Answer the tool calls of a model with results, until it requests none."""
     answers = [answer(provider, request, streams=streams)]
     messages = list(request.messages)
     while answers[-1].tool_calls:

@@ -1,4 +1,4 @@
-"""OpenAI's chat completions, and those of a compatible server that reasons."""
+"""A test server with OpenAI's chat completions, or those of a compatible server that reasons."""
 
 import base64
 import json
@@ -43,7 +43,7 @@ _numbers = count(1)
 def serve_openai(
     fault: Fault = Fault.NONE, *, reasons_aloud: bool = False, max_tokens: str | None = None
 ) -> Iterator[Server]:
-    """Run OpenAI, or a compatible server that sends its reasoning and wants it back in a loop."""
+    """Run the server, or a compatible one that sends its reasoning and requires it in a loop."""
 
     def answer(path: str, body: Json, _: Mapping[str, str]) -> Reply:
         require(path == "/v1/chat/completions", f"no such path: {path}")
@@ -108,7 +108,7 @@ def _words(text: str) -> list[str]:
 
 
 def _finish(body: Json, idea: Idea) -> str:
-    is_named = isinstance(body.get("tool_choice"), dict)  # a call of this function is no surprise
+    is_named = isinstance(body.get("tool_choice"), dict)  # the finish reason of a forced call
     return "tool_calls" if idea.calls and not is_named else "stop"
 
 
@@ -125,7 +125,7 @@ def _calls(idea: Idea) -> list[Json]:
 
 
 def _read(body: Json, *, reasons_aloud: bool) -> Question:
-    """Check a request, and return what it asks."""
+    """Check a request, and return its question."""
     waiting: list[str] = []
     text, media, results = "", list[str](), list[str]()
     require(body["messages"], "no messages")

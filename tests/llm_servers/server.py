@@ -1,7 +1,8 @@
-"""A server on this machine that stands for a vendor of language models.
+"""A test server on this machine, with the API of a vendor of language models.
 
-What a vendor accepts and how it answers is in the other modules of this folder. They refuse what
-the vendor refuses, so that a provider that forgets a signature or invents a field fails here, too.
+The other modules of this folder check the requests and make the answers of each vendor. They reject
+what the vendor rejects, so a provider that omits a signature or sends an unknown field fails in the
+tests too.
 """
 
 import hashlib
@@ -22,7 +23,7 @@ PAGE = b"<html><p>Sign in to this network.</html>"
 
 
 class Fault(Enum):
-    """How a server misbehaves."""
+    """A fault of a server."""
 
     NONE = auto()
     REFUSED = auto()
@@ -45,7 +46,7 @@ RESETS = {Fault.RESET_BEFORE_HEADERS, Fault.RESET_AFTER_HEADERS}
 
 
 class RefusedError(Exception):
-    """The vendor answers with an error."""
+    """The server answers with an error."""
 
     def __init__(self, message: str, status: int = 400) -> None:
         """Make an error from its message and its status."""
@@ -54,20 +55,20 @@ class RefusedError(Exception):
 
 
 def require(condition: object, message: str) -> None:
-    """Refuse a request unless a condition holds."""
+    """Reject a request unless a condition is true."""
     if not condition:
         raise RefusedError(message)
 
 
 def allow(value: Any, *names: str) -> None:
-    """Refuse an object with a field that is not known."""
+    """Reject an object with an unknown field."""
     require(isinstance(value, dict), f"not an object: {value!r}")
     unknown = set(value) - set(names)
     require(not unknown, f"unknown fields: {sorted(unknown)}")
 
 
 def check_schema(schema: Any) -> None:
-    """Refuse what is not the JSON schema of an object."""
+    """Reject a value that is not the JSON schema of an object."""
     require(isinstance(schema, dict) and schema.get("type") == "object", "malformed schema")
     require(isinstance(schema.get("properties"), dict), "malformed schema: no properties")
 
@@ -80,10 +81,10 @@ def sign(text: str) -> str:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """What every vendor understands of a request.
+    """A request in a form that is the same for every vendor.
 
     Attributes:
-        text: What the user has said last.
+        text: The last text of the user.
         results: Results of tools since then.
         tool: Tool that may be called; None if none may.
         is_forced: It must be called.
@@ -104,7 +105,7 @@ class Question:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Idea:
-    """What the model answers, before it is put into the words of a vendor."""
+    """An answer of the model, before it is converted to the format of a vendor."""
 
     thought: str = ""
     text: str = ""
@@ -112,7 +113,7 @@ class Idea:
 
 
 def think(question: Question, name: str) -> Idea:
-    """Answer a question: one city after the other is looked up, then the results are told."""
+    """Answer a question: call the tool for one city after the other, then return the results."""
     cities = [word.strip("?.,") for word in question.text.split() if word[:1].isupper()][1:]
     thought = f"{name} thinks about step {len(question.results)}." if question.thinks else ""
     if question.tool and (question.is_forced or len(question.results) < len(cities)):
@@ -137,21 +138,21 @@ class Reply:
 Answer: TypeAlias = Callable[[str, Json, Mapping[str, str]], Reply]
 """Answers path, body and headers of a request, or raises `RefusedError`."""
 Error: TypeAlias = Callable[[int, str, bool], bytes]
-"""Puts status and message of an error into the vendor's format, as a body or as an event."""
+"""Formats status and message of an error as the vendor does, as a body or as an event."""
 
 
 class Server(CountingServer):
     """Serves one vendor, each request in a thread of its own.
 
     Attributes:
-        fault: How it misbehaves; may be changed at any time.
+        fault: Its fault; may be changed at any time.
         bodies: The bodies of all requests.
-        errors: Messages of the requests that were refused.
+        errors: Error messages of the requests that were rejected.
         gone: Set when a client has closed a stream before its end.
     """
 
     def __init__(self, answer: Answer, error: Error, fault: Fault) -> None:
-        """Listen at a free port, or hold one at which nobody listens."""
+        """Listen on a free port, or reserve a port on which no server listens."""
         super().__init__(_Handler, listens=fault is not Fault.REFUSED)
         self.answer, self.error, self.fault = answer, error, fault
         self.bodies: list[Json] = []
@@ -185,7 +186,7 @@ class _Handler(QuietHandler):
         server = self._server
         server.bodies.append(body)
         fault = server.fault
-        with suppress(ConnectionError):  # a client may leave early
+        with suppress(ConnectionError):  # a client may disconnect early
             if status := STATUSES.get(fault):
                 self._fail(status, "as told")
             elif fault is Fault.SILENT:
@@ -232,13 +233,13 @@ class _Handler(QuietHandler):
             self.send_chunk(b"")
 
     def _endless(self, pieces: tuple[bytes, ...]) -> Iterator[bytes]:
-        """Yield the pieces, and then comments until the client has left."""
+        """Yield the pieces, and then comments until the client has disconnected."""
         try:
             yield from pieces[:-1]
             self.connection.settimeout(30)
             with suppress(ConnectionError):
                 self.connection.recv(1)
-        finally:  # also if the client has left before it got all pieces
+        finally:  # also if the client has disconnected before it received all pieces
             self._server.gone.set()
 
 

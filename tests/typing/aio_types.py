@@ -1,4 +1,4 @@
-"""What type checkers must accept, and must refuse, about `aio`; this is never run."""
+"""Uses of `aio` that type checkers must accept or reject; this is never run."""
 
 from collections.abc import Iterator
 from typing import assert_type

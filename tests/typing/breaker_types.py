@@ -1,4 +1,4 @@
-"""What type checkers must accept, and must refuse, about breakers; this is never run."""
+"""Uses of breakers that type checkers must accept or reject; this is never run."""
 
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping
 from datetime import timedelta
@@ -20,7 +20,7 @@ breaker = CircuitBreaker()
 
 
 def ask(question: str, *, temperature: float = 1.0) -> int:
-    """Take arguments of both kinds."""
+    """Take positional and keyword arguments."""
     return len(question) + int(temperature)
 
 
@@ -75,7 +75,7 @@ class Client:
 
     @breaker
     def ask(self, question: str) -> int:
-        """Be protected."""
+        """Return, in a protected call."""
         return len(question)
 
 
@@ -108,12 +108,12 @@ breaker.name = "other"  # type: ignore[misc]
 
 
 def counts(error: Exception) -> bool:
-    """Be a predicate."""
+    """Return whether an exception counts."""
     return isinstance(error, OSError)
 
 
 def wait(error: Exception) -> float | None:
-    """Be a hook."""
+    """Return a delay."""
     return 1.0 if error.args else None
 
 
@@ -159,7 +159,7 @@ StateChange("model", State.CLOSED, State.OPEN)  # type: ignore[call-arg]
 
 
 def gauge(breaker: CircuitBreaker) -> Snapshot:
-    """Read what a breaker knows."""
+    """Read a snapshot of a breaker."""
     breaker.isolate()
     breaker.isolate(2.5)
     breaker.isolate(timedelta(seconds=2))

@@ -1,4 +1,4 @@
-"""What type checkers must accept, and must refuse, about the contracts; this is never run."""
+"""Uses of the contracts that type checkers must accept or reject; this is never run."""
 
 import unittest
 from collections.abc import Iterator, Mapping, Sequence
@@ -80,7 +80,7 @@ class Traced(llm.CompletionRequest):
 
 
 class Model(llm.Provider):
-    """A model that takes the application's requests, too."""
+    """A model that also accepts the application's requests."""
 
     @override
     def complete(self, request: llm.CompletionRequest) -> llm.CompletionResponse:
@@ -148,7 +148,7 @@ class TestFake(LLMProviderContract, unittest.TestCase):
 
 
 class TestWrong(STTProviderContract):
-    """What checkers must refuse in a test class."""
+    """Errors in a test class that checkers must reject."""
 
     audio = "speech"  # type: ignore[assignment]
 

@@ -1,4 +1,4 @@
-"""What type checkers must accept, and must refuse, about groups and adapters; this is never run."""
+"""Uses of groups and adapters that type checkers must accept or reject; this is never run."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import assert_type
@@ -171,7 +171,7 @@ TTSFallback(speaker, "nested")
 
 
 class Incomplete(llm.Provider):
-    """A model that cannot do all that a model must."""
+    """A model that lacks methods of the contract."""
 
 
 Incomplete()  # type: ignore[abstract]

@@ -1,4 +1,4 @@
-"""Which clients `RedisNews` takes."""
+"""Arguments of `RedisNews` that type checkers must accept or reject."""
 
 from typing import assert_type
 
@@ -21,7 +21,7 @@ def takes_a_client(client: Redis, group: FallbackGroup[str]) -> None:
 
 
 def takes_its_parts(subscription: PubSub, pipeline: RedisPipeline) -> None:
-    """What the client returns has what is used of it."""
+    """The objects that the client returns have the methods that are used."""
     as_subscription: Subscription = subscription
     as_pipeline: Pipeline = pipeline
     del as_subscription, as_pipeline

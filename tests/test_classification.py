@@ -502,7 +502,7 @@ class TestUnsupported:
         }
 
     def test_the_next_provider_is_tried(self) -> None:
-        """The next provider is tried, whatever `fallback_on` says."""
+        """The next provider is tried, whatever `fallback_on` is."""
         recorder = Recorder(fallback_on=())
         group = LLMFallback(FakeLLM(UnsupportedRequestError("no pictures")), "0", recorder.config)
         group.add_fallback("1", FakeLLM("backup"))

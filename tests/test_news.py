@@ -399,7 +399,7 @@ class TestOpenings:
 
 
 class TestClosings:
-    """A closing in one process lets the others probe at once."""
+    """A closing in one process makes the open breakers of the others half-open."""
 
     def test_spreads(self) -> None:
         """The others become half-open; when they close too, that changes nothing."""

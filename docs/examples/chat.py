@@ -6,7 +6,7 @@ model and always answer the same:
     python3 -m venv .venv && .venv/bin/pip install -q .
     .venv/bin/python docs/examples/chat.py
 
-With the keys of two vendors in the environment it talks to their models:
+With the keys of two vendors in the environment it uses their models:
 
     .venv/bin/pip install -q '.[openai,anthropic]'
     export OPENAI_API_KEY=... ANTHROPIC_API_KEY=...

@@ -153,8 +153,8 @@ class BreakerSync:
         # Set before `on_change` is called, and cleared before the breaker is read. If two threads
         # read False, both call `on_change`, which is harmless.
         self.has_changed: bool = False
-        # Guarded by the breaker's lock: the last period that other processes know, and the end of
-        # it that they know. Infinity if it was received: then it is never sent again.
+        # Guarded by the breaker's lock: the last period that was sent or received, and the end that
+        # was sent. Infinity if it was received: then it is never sent again.
         self._is_attached = False
         self._shared: Period | None = Closed()
         # The number of resets that other processes know; None if the last one has to be sent again.

@@ -172,7 +172,7 @@ def gauge(breaker: CircuitBreaker) -> Snapshot:
 
 
 def describe(state: State) -> str:
-    """Name each state, so that a checker knows that there are no others."""
+    """Name each state, so that a checker detects that there are no others."""
     match state:
         case State.CLOSED:
             return "closed"
@@ -183,7 +183,7 @@ def describe(state: State) -> str:
 
 
 def look(refused: CircuitOpenError, failed: AllFailedError) -> None:
-    """Look at the data of errors."""
+    """Read the data of errors."""
     assert_type(refused.name, str)
     assert_type(refused.retry_after, float | None)
     assert_type(refused.reason, str | None)

@@ -207,7 +207,7 @@ class _Speech(StreamRequest[tts.Provider, bytes]):
         return lambda provider: provider.synthesize_stream(reader, voice)
 
     def voice_of(self, member: Member[tts.Provider]) -> tts.VoiceProfile:
-        """Return the voice with which a provider is asked to speak."""
+        """Return the voice that is passed to a provider."""
         voice_map = cast("Mapping[str, tts.VoiceProfile]", member.notes)
         return voice_map.get(self._voice.id, self._voice)
 

@@ -350,7 +350,7 @@ class CircuitBreaker(_settings.Uncopyable):
             delay = None
             if config.retry_after is not None and isinstance(error, Exception):
                 delay = requested_delay(config.retry_after, error, interrupt_on)
-            # Without the lock: under it, the breaker asks for what is missing if it has to open.
+            # Without the lock: the locked section returns False if it needs a missing opening.
             may_open = delay is not None or permit.failures + 1 >= self._max_failures
             opening = None
             if may_open or type(permit) is not Closed:

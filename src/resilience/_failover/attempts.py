@@ -284,7 +284,7 @@ _SPECIAL = (
     NotImplementedError,
     UnsupportedRequestError,
 )
-"""Types of exceptions that have to be looked at more closely: not all are failures."""
+"""Types of exceptions that need a further check: not all are failures."""
 
 
 def _is_unsupported(error: BaseException, provider: object, operation: str) -> bool:

@@ -335,7 +335,7 @@ def _translate_text(delta: Any) -> llm.Chunk:
 
 
 def _unknown_fields(value: Any) -> dict[str, Any]:
-    """Return the fields of an object that the client does not know."""
+    """Return the fields of an object that the client does not define."""
     fields: dict[str, Any] = value.model_extra or {}
     return {name: field for name, field in fields.items() if field is not None}
 

@@ -289,7 +289,8 @@ def shaped(
 ) -> BaseException:
     """Make an exception with some attributes, and with others that cannot be read.
 
-    The parts are the members of a group; else the first is the cause, and the last is its cause.
+    The parts are the members of a group; without a group the first is the cause, and the last is
+    its cause.
     """
     kind = hostile_property(*unreadable, base=base)
     error: BaseException

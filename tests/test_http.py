@@ -685,7 +685,7 @@ def test_causes_without_end() -> None:
 
 
 def chain_of(wrappers: int) -> Exception:
-    """Wrap a client error so many times."""
+    """Wrap a client error in a number of exceptions."""
     error: Exception = ShapedError(status_code=400)
     for _ in range(wrappers):
         error = raised_from(RuntimeError(), error)

@@ -501,13 +501,14 @@ class TestLateDelay:
 
         assert rejection(breaker).retry_after == RESET_TIMEOUT
 
-    def test_elapsed(self, clock: ManualClock) -> None:
+    @pytest.mark.parametrize("after", [0.0, 1.0])
+    def test_elapsed(self, after: float, clock: ManualClock) -> None:
         """A period that has elapsed is not lengthened, since `state` has returned half-open."""
         breaker = CircuitBreaker(replace(self.config, clock=clock))
         late = breaker.guard()
         late.__enter__()
         trip(breaker)
-        clock.advance(RESET_TIMEOUT)
+        clock.advance(RESET_TIMEOUT + after)
 
         late.__exit__(ConnectionError, ConnectionError(60.0), None)
 

@@ -570,13 +570,13 @@ class TestUnsupported:
         assert recorder.outcomes() == [("0", Outcome.IGNORED)]
         assert caught.value.retry_after is None
 
-    @pytest.mark.parametrize("name", ["complete", "client"])
+    @pytest.mark.parametrize("name", ["complete", "client", "session"])
     def test_another_attribute(self, name: str) -> None:
         """An attribute of another object, or another attribute, is a failure of the provider."""
         recorder = Recorder(fallback_on=())
 
         def use_client() -> NoReturn:
-            raise AttributeError(name=name, obj=model if name == "client" else "client")
+            raise AttributeError(name=name, obj="client" if name == "complete" else model)
 
         model = FakeLLM([use_client])
         group = LLMFallback(model, "0", recorder.config)

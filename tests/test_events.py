@@ -289,10 +289,10 @@ def test_watchers_before_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
     assert disturbed.seen == ["watcher", "first"]
 
 
-def test_another_thread_is_faster() -> None:
+@pytest.mark.parametrize("another", [-1, 1 << 64])
+def test_another_thread_is_faster(another: int) -> None:
     """If another thread begins to deliver at the last moment, it delivers this event too."""
     disturbed = Disturbed()
-    another = -1
 
     def be_faster() -> None:
         disturbed.queue._dispatcher = another

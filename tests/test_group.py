@@ -27,6 +27,8 @@ from helpers import (
 from resilience import (
     AllFailedError,
     CircuitBreaker,
+    CircuitBreakerConfig,
+    FallbackConfig,
     FallbackGroup,
     LLMFallback,
     Outcome,
@@ -61,6 +63,17 @@ class TestOrder:
         group.breakers["0"].isolate()
 
         assert group.execute(call) == "1"
+
+    def test_a_success_clears_the_count(self) -> None:
+        """A success of a provider sets the number of its consecutive failures to 0."""
+        config = FallbackConfig(circuit_breaker=CircuitBreakerConfig(max_failures=2))
+        llms = LLMFallback(FakeLLM(ConnectionError(), "yes", ConnectionError(), "yes"), "0", config)
+        llms.add_fallback("1", FakeLLM("backup"))
+
+        answers = [llms.complete(REQUEST).content for _ in range(4)]
+
+        assert answers == ["backup", "yes", "backup", "yes"]
+        assert llms.breakers["0"].snapshot().consecutive_failures == 0
 
     def test_the_primary_is_tried_again(self) -> None:
         """After `reset_timeout` the primary is tried again."""

@@ -66,6 +66,7 @@ def test_reports_have_the_time_to_the_first_item(*, lazy: bool) -> None:
     """`first_item` is measured from the admission; without an item, and for calls, it is None."""
     recorder = Recorder()
     clock = recorder.clock
+    clock.advance(100)
     group = FallbackGroup("a", "a", recorder.config)
 
     def items(_name: str) -> Iterator[int]:

@@ -184,7 +184,7 @@ class TestEmptyChunks:
         """A model that sends empty chunks for longer than the limit is not abandoned."""
 
         def think() -> None:
-            watched.advance(0.9 * LIMIT)
+            watched.advance(0.99 * LIMIT)
 
         recorder = Recorder(attempt_timeout=LIMIT)
         model = FakeLLM([think, EMPTY, think, EMPTY, think, EMPTY, think, "answer"])
@@ -195,14 +195,16 @@ class TestEmptyChunks:
         assert chunks == [llm.Chunk(content="answer")]
         assert recorder.outcomes() == [("0", Outcome.SUCCEEDED)]
 
-    def test_without_them_the_time_is_up(self, monkeypatch: pytest.MonkeyPatch, hang: Hang) -> None:
-        """Without empty chunks the same time exceeds the limit."""
+    def test_silence_after_one_ends_the_attempt(
+        self, monkeypatch: pytest.MonkeyPatch, hang: Hang
+    ) -> None:
+        """A model that is silent for the limit after an empty chunk is abandoned."""
         now = 0.0
         monkeypatch.setattr("resilience._failover.attempts.monotonic", lambda: now)
 
         def think() -> None:
             nonlocal now
-            now += 1.1 * LIMIT
+            now += LIMIT
             hang()
 
         recorder = Recorder(attempt_timeout=LIMIT)

@@ -24,6 +24,7 @@ from resilience import (
     State,
     Stream,
 )
+from resilience._breaker.periods import Probe
 from resilience._failover.source import ProviderStream
 from resilience._failover.stream import StreamState
 from resilience.testing import FakeLLM, FakeStream
@@ -340,8 +341,9 @@ def test_a_closed_stream_is_at_its_end(*, is_lazy: bool) -> None:
         lambda: object.__new__(ProviderStream),
         lambda: object.__new__(type(CircuitBreaker().guard())),
         lambda: object.__new__(Session),
+        lambda: object.__new__(Probe),
     ],
-    ids=["stream", "reading", "source", "guard", "session"],
+    ids=["stream", "reading", "source", "guard", "session", "probe"],
 )
 def test_an_object_that_was_not_initialised(unmade: Callable[[], object]) -> None:
     """An object whose making was interrupted is deleted without an error."""

@@ -653,6 +653,20 @@ class TestWrongResults:
         assert str(recorder.attempts[0].error) == f"{method}() of provider 'odd' {problem}"
         assert isinstance(recorder.attempts[0].error, TypeError)
 
+    @pytest.mark.parametrize("method", ["complete", "clone_voice"])
+    @pytest.mark.parametrize("result", ["text", b"bytes", 1, {}, [], (), (each for each in ())])
+    def test_built_in_types(self, method: str, result: object) -> None:
+        """An object of a built-in type is not a value of the contract."""
+        adapter, backup, use = CALLS[method]
+        recorder = Recorder()
+        group = adapter(Odd(lambda: result), "odd", recorder.config)
+        group.add_fallback("backup", backup)
+
+        assert use(group)
+
+        problem = f"{method}() of provider 'odd' returned an object of type {type(result).__name__}"
+        assert str(recorder.attempts[0].error) == problem
+
     @pytest.mark.parametrize("listener", [None, bool], ids=["no listener", "listener"])
     def test_groups(self, listener: Callable[[Attempt], object] | None) -> None:
         """A coroutine function fails the attempt, with or without a listener."""

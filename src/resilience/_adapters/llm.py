@@ -9,7 +9,7 @@ from typing_extensions import override
 from resilience import llm
 from resilience._adapters.base import Adapter
 from resilience._failover.attempts import Attempts, Call
-from resilience._failover.execute import NO_ANSWER, execute, execute_unrecorded
+from resilience._failover.execute import NO_ANSWER, NO_OBJECT, execute, execute_unrecorded
 from resilience._failover.stream import Stream, StreamRequest, open_request
 from resilience.exceptions import EmptyStreamError
 
@@ -40,7 +40,7 @@ class LLMFallback(Adapter[llm.Provider], llm.Provider):
             self._group._members,
             lambda provider: provider.complete(request),
             "complete",
-            NO_ANSWER,
+            NO_OBJECT,
             _name_provider,
         )
 

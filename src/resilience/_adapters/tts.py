@@ -13,7 +13,7 @@ from resilience._adapters.text import ReplayBuffer
 from resilience._breaker.config import CircuitBreakerConfig
 from resilience._failover.attempts import Attempts, Call, Member
 from resilience._failover.config import FallbackConfig
-from resilience._failover.execute import NO_ANSWER, execute
+from resilience._failover.execute import NO_ANSWER, NO_OBJECT, execute
 from resilience._failover.stream import Stream, StreamRequest, StreamState, open_request
 from resilience.exceptions import EmptyStreamError
 
@@ -185,7 +185,7 @@ class TTSFallback(Adapter[tts.Provider], tts.Provider):
             self._group._members,
             lambda provider: provider.clone_voice(samples),
             "clone_voice",
-            NO_ANSWER,
+            NO_OBJECT,
         )
 
 

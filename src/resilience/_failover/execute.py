@@ -1,7 +1,7 @@
 """Calls of a function of the providers, one after the other, until one of them succeeds."""
 
 from collections.abc import Callable
-from types import AsyncGeneratorType, CoroutineType
+from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import TypeVar
 
 from resilience._breaker.periods import Closed
@@ -15,6 +15,9 @@ NOT_STARTED: frozenset[type] = frozenset({CoroutineType, AsyncGeneratorType})
 
 NO_ANSWER: frozenset[type] = NOT_STARTED | {type(None)}
 """The same types and that of None, for methods that must return a value."""
+
+NO_OBJECT: frozenset[type] = NO_ANSWER | {str, bytes, int, dict, list, tuple, GeneratorType}
+"""The same types and built-in ones, for methods that must return a value of the contract."""
 
 
 def execute(

@@ -211,8 +211,9 @@ class Session(Generic[T_co]):
     stream has its own thread. Cancelling a call abandons the call; the session stays open. The
     session belongs to the event loop in which it is opened.
 
-    At the end of the block, the streams are closed, and then the object, in the thread that opened
-    it. Dropping the session does the same.
+    At the end of the block, the streams and the object are closed; the object is closed in the
+    thread that opened it, and does not wait for a stream that takes long to close. Dropping the
+    session does the same.
     """
 
     __slots__ = ("__weakref__", "_holder", "_readers")

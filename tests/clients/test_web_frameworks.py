@@ -1,5 +1,6 @@
 """The recipes for web frameworks, with real servers and a client that disconnects."""
 
+import asyncio
 import functools
 import re
 import socket
@@ -12,7 +13,7 @@ from typing import Any, TypeAlias, final
 import pytest
 from typing_extensions import override
 
-from resilience import Attempt, FallbackConfig, LLMFallback, Outcome, Stream, llm
+from resilience import Attempt, FallbackConfig, LLMFallback, Outcome, Stream, aio, llm
 from resilience.testing import FakeLLM
 
 django = pytest.importorskip("django")
@@ -278,6 +279,26 @@ def test_no_provider_can_answer(monkeypatch: pytest.MonkeyPatch) -> None:
         received = read_until(connection, b"just now")
 
     assert received.startswith(b"HTTP/1.1 503")
+
+
+def test_a_server_whose_send_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FastAPI's response closes the stream before it raises the exception of the server."""
+    monkeypatch.delattr(aio.Stream, "__del__")  # so that dropping the stream does not close it
+    writer = Writer()
+    writer.may_go_on.set()
+    events = aio.stream(Keeper(writer).stream_completion, llm.CompletionRequest(messages=()))
+
+    async def send(message: dict[str, Any]) -> None:
+        if message["type"] == "http.response.body":
+            raise OSError
+
+    async def respond() -> bool:
+        scope = {"type": "http", "asgi": {"spec_version": "2.4"}}
+        with pytest.raises(Exception):  # noqa: B017, PT011 -- the type depends on the version
+            await recipe("fastapi")["EventResponse"](events)(scope, asyncio.Event().wait, send)
+        return writer.is_closed.is_set()
+
+    assert asyncio.run(respond())
 
 
 def test_a_response_that_is_never_sent() -> None:

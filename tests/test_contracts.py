@@ -516,12 +516,14 @@ def test_an_adapter_checks_its_providers(
     ("adapter", "provider"),
     [(LLMFallback, FakeLLM()), (STTFallback, FakeSTT()), (TTSFallback, FakeTTS())],
 )
-def test_errors_about_arguments_name_the_adapter(adapter: type[Any], provider: object) -> None:
-    """An error about a missing argument names the public class, not its base."""
-    with pytest.raises(TypeError, match=rf"^{adapter.__name__}\.__init__\(\) missing"):
+def test_errors_about_arguments(adapter: type[Any], provider: object) -> None:
+    """An error about a missing argument does not name the base of the adapters."""
+    with pytest.raises(TypeError, match=r"__init__\(\) missing") as made:
         adapter(provider)
-    with pytest.raises(TypeError, match=rf"^{adapter.__name__}\.add_fallback\(\) missing"):
+    with pytest.raises(TypeError, match=r"add_fallback\(\) missing") as added:
         adapter(provider, "0").add_fallback("1")
+
+    assert "Adapter" not in f"{made.value} {added.value}"
 
 
 def test_an_adapter_names_only_what_is_missing() -> None:

@@ -2,8 +2,6 @@
 
 from collections.abc import Mapping
 from datetime import timedelta
-from functools import update_wrapper
-from types import FunctionType
 from typing import ClassVar, Generic, TypeVar
 
 from typing_extensions import override
@@ -22,14 +20,6 @@ class Adapter(_settings.Uncopyable, Generic[T]):
 
     _required: ClassVar[tuple[str, ...]]
     """Methods that every provider must have."""
-
-    @override
-    def __init_subclass__(cls) -> None:
-        """Give the class its own methods, so that errors about arguments do not name this base."""
-        super().__init_subclass__()
-        for name in ("__init__", "add_fallback"):
-            if name not in vars(cls):
-                setattr(cls, name, _copy_of(vars(Adapter)[name], f"{cls.__qualname__}.{name}"))
 
     def __init__(
         self,
@@ -64,6 +54,9 @@ class Adapter(_settings.Uncopyable, Generic[T]):
             circuit_breaker=circuit_breaker,
         )
 
+    # For errors about arguments, which would name this class instead of the adapter.
+    __init__.__qualname__ = "__init__"
+
     @override
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._group._describe()}>"
@@ -94,6 +87,8 @@ class Adapter(_settings.Uncopyable, Generic[T]):
         """
         self._add(name, provider, attempt_timeout, circuit_breaker)
 
+    add_fallback.__qualname__ = "add_fallback"  # as for the constructor
+
     def _add(
         self,
         name: str,
@@ -115,11 +110,3 @@ class Adapter(_settings.Uncopyable, Generic[T]):
         if missing:
             msg = f"{setting} must have {' and '.join(missing)}(), got {provider!r}"
             raise TypeError(msg)
-
-
-def _copy_of(function: FunctionType, qualified_name: str) -> FunctionType:
-    copied = FunctionType(function.__code__, function.__globals__, argdefs=function.__defaults__)
-    update_wrapper(copied, function)
-    copied.__kwdefaults__ = function.__kwdefaults__
-    copied.__qualname__ = qualified_name
-    return copied

@@ -654,7 +654,7 @@ class TestWrongResults:
         assert isinstance(recorder.attempts[0].error, TypeError)
 
     @pytest.mark.parametrize("method", ["complete", "clone_voice"])
-    @pytest.mark.parametrize("result", ["text", b"bytes", 1, {}, [], (), (each for each in ())])
+    @pytest.mark.parametrize("result", ["text", b"bytes", 1, {}, [], (), (each for each in "")])
     def test_built_in_types(self, method: str, result: object) -> None:
         """An object of a built-in type is not a value of the contract."""
         adapter, backup, use = CALLS[method]

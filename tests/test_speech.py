@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from resilience import UnsupportedRequestError, tts
+from resilience.providers._shared import own_options
 from resilience.providers._speech import (
     LONGEST,
     SHORTEST,
     check_audio,
     choose_format,
-    own_options,
     split_text,
 )
 

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NoReturn, TypeVar, cast
+from typing import NoReturn, TypeVar
 
 from resilience import tts
 from resilience.exceptions import UnsupportedRequestError
@@ -23,11 +23,6 @@ def refuse(vendor: str, setting: str, value: object) -> NoReturn:
     """Raise `UnsupportedRequestError` for a setting that a vendor does not support."""
     msg = f"{vendor} does not support {setting}={value!r}"
     raise UnsupportedRequestError(msg)
-
-
-def own_options(vendor: str, extra: Mapping[str, object] | None) -> dict[str, Any]:
-    """Return the options of one vendor in `extra`."""
-    return dict(cast("Mapping[str, object]", (extra or {}).get(vendor) or {}))
 
 
 def check_speaking_style(

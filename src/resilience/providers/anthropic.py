@@ -3,7 +3,7 @@
 import base64
 import json
 import re
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Protocol, final
 
@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from resilience import llm
 from resilience.exceptions import UnsupportedRequestError
+from resilience.providers._shared import check_abilities, own_options, parse_arguments
 
 _CAPABILITIES = llm.ModelCapabilities(
     context_window=200_000,
@@ -168,23 +169,18 @@ class AnthropicLLM(llm.Provider):
             output["format"] = {"type": "json_schema", "schema": dict(request.response_format)}
         if output:
             arguments["output_config"] = output
-        return {**arguments, **_own(request.extra)}
+        return {**arguments, **own_options("anthropic", request.extra)}
 
     def _check(self, request: llm.CompletionRequest) -> None:
         """Raise if the vendor or the model does not support the request."""
+        check_abilities(request, self._capabilities)
         reasons = request.reasoning_effort not in {None, "none"}
         unknown = {
             "temperature": request.temperature is not None,
             "top_p": request.top_p is not None,
             "seed": request.seed is not None,
-            "tools": request.tools and not self._capabilities.supports_tools,
-            "response_format": request.response_format is not None
-            and not self._capabilities.supports_structured_output,
-            "reasoning_effort": reasons
-            and (
-                not self._capabilities.supports_reasoning
-                or request.reasoning_effort not in _EFFORTS
-            ),
+            f"reasoning_effort={request.reasoning_effort!r}": reasons
+            and request.reasoning_effort not in _EFFORTS,
             "a forced tool while reasoning": reasons
             and request.tool_choice not in {None, "auto", "none"},
         }
@@ -214,7 +210,7 @@ class AnthropicLLM(llm.Provider):
         if message.attachments and message.role not in {"user", "tool"}:
             msg = f"a file in a message of role {message.role!r}"
             raise UnsupportedRequestError(msg)
-        own = _own(message.extra)
+        own = own_options("anthropic", message.extra)
         blocks: list[dict[str, Any]] = own.pop("content", None) or [
             {"type": "text", "text": message.content},
             *map(self._file, message.attachments),
@@ -248,11 +244,6 @@ class AnthropicLLM(llm.Provider):
         return {"type": "image" if is_picture else "document", "source": source, **title}
 
 
-def _own(extra: Mapping[str, object] | None) -> dict[str, Any]:
-    own: Any = (extra or {}).get("anthropic") or {}
-    return dict(own)
-
-
 def _decode(text: bytes) -> str:
     try:
         return text.decode()
@@ -269,19 +260,17 @@ def _identity(call: str) -> str:
 def _tool(tool: llm.ToolDefinition) -> dict[str, Any]:
     schema = dict(tool.parameters) or {"type": "object", "properties": {}}
     described = {"description": tool.description} if tool.description else {}
-    return {"name": tool.name, **described, "input_schema": schema, **_own(tool.extra)}
+    return {
+        "name": tool.name,
+        **described,
+        "input_schema": schema,
+        **own_options("anthropic", tool.extra),
+    }
 
 
 def _tool_use(call: llm.ToolCall) -> dict[str, Any]:
-    try:
-        arguments = json.loads(call.arguments or "{}")
-    except ValueError:
-        arguments = None
-    if type(arguments) is not dict:
-        msg = f"a call of {call.name!r} whose arguments are not a JSON object"
-        raise UnsupportedRequestError(msg)
     use = {"type": "tool_use", "id": _identity(call.id), "name": call.name}
-    return {**use, "input": arguments, **_own(call.extra)}
+    return {**use, "input": parse_arguments(call), **own_options("anthropic", call.extra)}
 
 
 # ---- the answer

@@ -12,11 +12,11 @@ from typing_extensions import override
 
 from resilience import stt, tts
 from resilience.exceptions import UnsupportedRequestError
+from resilience.providers._shared import own_options
 from resilience.providers._speech import (
     check_audio,
     check_speaking_style,
     choose_format,
-    own_options,
     refuse,
     split_text,
 )

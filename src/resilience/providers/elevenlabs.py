@@ -7,11 +7,11 @@ from typing import Any, Protocol, final
 from typing_extensions import override
 
 from resilience import tts
+from resilience.providers._shared import own_options
 from resilience.providers._speech import (
     check_audio,
     check_speaking_style,
     choose_format,
-    own_options,
     refuse,
     split_text,
 )

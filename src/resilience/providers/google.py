@@ -13,6 +13,12 @@ from typing_extensions import override
 
 from resilience import llm
 from resilience.exceptions import UnsupportedRequestError
+from resilience.providers._shared import (
+    check_abilities,
+    join_chunks,
+    own_options,
+    parse_arguments,
+)
 
 _CAPABILITIES = llm.ModelCapabilities(
     context_window=1_048_576,
@@ -79,19 +85,7 @@ class GoogleLLM(llm.Provider):
     def complete(self, request: llm.CompletionRequest) -> llm.CompletionResponse:
         with _errors_of_the_contract():
             answer = self._client.models.generate_content(**self._arguments(request))
-        chunks = list(_chunks([answer]))
-        last = chunks[-1]
-        return llm.CompletionResponse(
-            content="".join(chunk.content for chunk in chunks),
-            tool_calls=last.tool_calls,
-            reasoning="".join(chunk.reasoning for chunk in chunks),
-            refusal=last.refusal,
-            finish_reason=last.finish_reason,
-            usage=last.usage,
-            model=last.model,
-            id=last.id,
-            extra=last.extra,
-        )
+        return join_chunks(_chunks([answer]))
 
     @override
     def stream_completion(self, request: llm.CompletionRequest) -> Iterator[llm.Chunk]:
@@ -122,15 +116,7 @@ class GoogleLLM(llm.Provider):
     # ---- the request
 
     def _arguments(self, request: llm.CompletionRequest) -> dict[str, Any]:
-        wanted = {
-            "supports_tools": request.tools,
-            "supports_structured_output": request.response_format is not None,
-            "supports_reasoning": request.reasoning_effort not in {None, "none"},
-        }
-        for name, value in wanted.items():
-            if value and not getattr(self._capabilities, name):
-                msg = f"the request needs a model with {name}"
-                raise UnsupportedRequestError(msg)
+        check_abilities(request, self._capabilities)
         system, contents = self._conversation(request.messages)
         config: dict[str, Any] = {
             "system_instruction": {"parts": system} if system else None,
@@ -157,7 +143,7 @@ class GoogleLLM(llm.Provider):
         return {
             "model": request.model or self._model,
             "contents": contents,
-            "config": {**config, **_own(request.extra)},
+            "config": {**config, **own_options("google", request.extra)},
         }
 
     def _conversation(
@@ -186,7 +172,7 @@ class GoogleLLM(llm.Provider):
         if message.attachments and message.role not in {"user", "tool"}:
             msg = f"a file in a message of role {message.role!r}"
             raise UnsupportedRequestError(msg)
-        own = _own(message.extra)
+        own = own_options("google", message.extra)
         parts: list[dict[str, Any]]
         files = [self._file(media) for media in message.attachments]
         if message.role == "tool":
@@ -217,11 +203,6 @@ class GoogleLLM(llm.Provider):
         return {"inline_data": {"data": media.data, "mime_type": media.media_type}}
 
 
-def _own(extra: Mapping[str, object] | None) -> dict[str, Any]:
-    own: Any = (extra or {}).get("google") or {}
-    return dict(own)
-
-
 def _thinking(effort: str) -> dict[str, object]:
     if effort == "none":
         return {"thinking_budget": 0}
@@ -235,19 +216,12 @@ def _tool(tool: llm.ToolDefinition) -> dict[str, Any]:
     declared: dict[str, Any] = {"name": tool.name, "description": tool.description}
     if tool.parameters:
         declared["parameters_json_schema"] = dict(tool.parameters)
-    return {**declared, **_own(tool.extra)}
+    return {**declared, **own_options("google", tool.extra)}
 
 
 def _call(call: llm.ToolCall) -> dict[str, Any]:
-    try:
-        arguments = json.loads(call.arguments or "{}")
-    except ValueError:
-        arguments = None
-    if type(arguments) is not dict:
-        msg = f"a call of {call.name!r} whose arguments are not a JSON object"
-        raise UnsupportedRequestError(msg)
-    function: dict[str, Any] = {"id": call.id, "name": call.name}
-    return {"function_call": {**function, "args": arguments}, **_own(call.extra)}
+    function = {"id": call.id, "name": call.name, "args": parse_arguments(call)}
+    return {"function_call": function, **own_options("google", call.extra)}
 
 
 def _sign(parts: list[dict[str, Any]]) -> None:

@@ -18,6 +18,7 @@ from typing_extensions import override
 from resilience import llm
 from resilience.exceptions import UnsupportedRequestError
 from resilience.providers._openai_speech import OpenAITTS
+from resilience.providers._shared import check_abilities, join_chunks, own_options
 
 __all__ = ["OpenAILLM", "OpenAITTS"]
 
@@ -98,19 +99,7 @@ class OpenAILLM(llm.Provider):
         if not getattr(answer, "choices", None):  # an HTML page is returned as a string
             msg = "the body is not a completion"
             raise ConnectionError(msg)
-        chunks = list(self._chunks([answer]))
-        last = chunks[-1]
-        return llm.CompletionResponse(
-            content="".join(chunk.content for chunk in chunks),
-            tool_calls=last.tool_calls,
-            reasoning="".join(chunk.reasoning for chunk in chunks),
-            refusal="".join(chunk.refusal for chunk in chunks),
-            finish_reason=last.finish_reason,
-            usage=last.usage,
-            model=last.model,
-            id=last.id,
-            extra=last.extra,
-        )
+        return join_chunks(self._chunks([answer]))
 
     @override
     def stream_completion(self, request: llm.CompletionRequest) -> Iterator[llm.Chunk]:
@@ -132,15 +121,7 @@ class OpenAILLM(llm.Provider):
     # ---- the request
 
     def _arguments(self, request: llm.CompletionRequest) -> dict[str, Any]:
-        wanted = {
-            "supports_tools": request.tools,
-            "supports_structured_output": request.response_format is not None,
-            "supports_reasoning": request.reasoning_effort not in {None, "none"},
-        }
-        for name, value in wanted.items():
-            if value and not getattr(self._capabilities, name):
-                msg = f"the request needs a model with {name}"
-                raise UnsupportedRequestError(msg)
+        check_abilities(request, self._capabilities)
         reasons = self._capabilities.supports_reasoning  # else nothing is to be turned off
         calls = [call for message in request.messages for call in message.tool_calls]
         ids: dict[str | None, str] = {
@@ -225,8 +206,7 @@ class OpenAILLM(llm.Provider):
         return {"type": "function", "function": {**function, **self._own(tool.extra)}}
 
     def _own(self, extra: Mapping[str, object] | None) -> dict[str, Any]:
-        own: Any = (extra or {}).get(self._vendor) or {}
-        return dict(own)
+        return own_options(self._vendor, extra)
 
     # ---- the answer
 

@@ -1,151 +1,20 @@
-"""Runs real threads step by step, in every order of steps that may change the result.
-
-A step ends before each line of the library that accesses state which is read without the lock, and
-before each acquisition of the lock; state that is only accessed under the lock needs no further
-steps.
+"""Runs threads in every order of their steps that may change the result.
 
 `explore` runs a case repeatedly, once for each order. Two steps are independent if neither writes
-what the other accesses; of the orders that differ only in independent steps, one is enough (sleep
-sets; Godefroid, 1996).
+what the other accesses; of the orders that differ only in independent steps, one is enough. Another
+order is run only if two steps of an earlier one race (dynamic partial-order reduction with source
+sets and sleep sets; Abdulla, Aronis, Jonsson and Sagonas, 2014).
 """
 
-import ast
-import sys
-import threading
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 
-if TYPE_CHECKING:
-    from _typeshed import TraceFunction
+from interleavings.stepper import LOCK, Access, Stepper
 
-TIMEOUT = 30.0
-
-Access: TypeAlias = frozenset[tuple[str, str]]
-"""The accesses of a step: names with "read", "write" or a word that conflicts with all."""
-
-
-class Stepper:
-    """Runs some threads, one step of one of them at a time."""
-
-    def __init__(
-        self, bodies: Sequence[Callable[[], None]], shared: Mapping[str, frozenset[str]]
-    ) -> None:
-        """Start one thread for each body; none of them runs yet.
-
-        Args:
-            bodies: The functions of the threads.
-            shared: For each file of the library the attributes that are read without a lock.
-        """
-        self._points = {file: _accesses(file, names) for file, names in shared.items()}
-        self._idents: dict[int, int] = {}
-        # Locks that one thread acquires and another one releases: much faster than semaphores.
-        self._go = [_taken_lock() for _ in bodies]
-        self._back = _taken_lock()
-        self.waits_for: list[CooperativeLock | None] = [None for _ in bodies]
-        self.next_access: list[Access] = [frozenset() for _ in bodies]
-        self.done = [False for _ in bodies]
-        self.errors: list[BaseException] = []
-        self.now = 0
-        self.finishes = False  # whether a step continues until its thread ends or has to wait
-        for number, body in enumerate(bodies):
-            threading.Thread(target=self._run, args=(number, body), daemon=True).start()
-            assert self._back.acquire(timeout=TIMEOUT)
-
-    def enabled(self) -> list[int]:
-        """Return the threads that can take a step."""
-        return [
-            number
-            for number, lock in enumerate(self.waits_for)
-            if not self.done[number] and (lock is None or lock.is_free_for(number))
-        ]
-
-    def step(self, number: int) -> None:
-        """Let one thread take one step."""
-        self.now += 1
-        self._go[number].release()
-        assert self._back.acquire(timeout=TIMEOUT), "a step does not end"
-
-    def pause(self, access: "Access", lock: "CooperativeLock | None" = None) -> None:
-        """End the step of the present thread; the next one begins with an access."""
-        number = self.current()
-        if self.finishes and (lock is None or lock.is_free_for(number)):
-            return
-        self.waits_for[number] = lock
-        self.next_access[number] = access
-        self._back.release()
-        assert self._go[number].acquire(timeout=TIMEOUT)
-        self.waits_for[number] = None
-
-    def current(self) -> int:
-        """Return the number of the present thread."""
-        return self._idents[threading.get_ident()]
-
-    def is_stepping(self) -> bool:
-        """Return whether the present thread is one of those that take steps."""
-        return threading.get_ident() in self._idents
-
-    def _run(self, number: int, body: Callable[[], None]) -> None:
-        self._idents[threading.get_ident()] = number
-        self.pause(frozenset())
-        sys.settrace(self._trace)
-        try:
-            body()
-        except BaseException as error:  # noqa: BLE001
-            self.errors.append(error)
-        finally:
-            sys.settrace(None)
-            self.done[number] = True
-            self._back.release()
-
-    def _trace(self, frame: FrameType, event: str, _arg: object) -> "TraceFunction | None":
-        points = self._points.get(frame.f_code.co_filename)
-        if points is None:
-            return None
-        if event == "line" and frame.f_lineno in points:
-            self.pause(points[frame.f_lineno])
-        return self._trace
-
-
-def _taken_lock() -> threading.Lock:
-    lock = threading.Lock()
-    lock.acquire()
-    return lock
-
-
-class CooperativeLock:
-    """A reentrant lock that ends the step of a thread that has to wait."""
-
-    def __init__(self) -> None:
-        """Make a free lock."""
-        self.stepper: Stepper | None = None
-        self._owner: int | None = None
-        self._depth = 0
-
-    def is_free_for(self, number: int) -> bool:
-        """Return whether a thread could take the lock."""
-        return self._owner in {None, number}
-
-    def __enter__(self) -> None:
-        """Take the lock; a step ends before."""
-        stepper = self.stepper
-        if stepper is None or not stepper.is_stepping():
-            assert self._owner is None
-            return
-        stepper.pause(frozenset({("lock", "write")}), self)
-        assert self.is_free_for(stepper.current())
-        self._owner = stepper.current()
-        self._depth += 1
-
-    def __exit__(self, *_: object) -> None:
-        """Release the lock."""
-        if self._owner is not None:
-            self._depth -= 1
-            if self._depth == 0:
-                self._owner = None
+Clock: TypeAlias = dict[int, int]
+"""For each thread the index of its last step that has to come before some step, or is that step."""
 
 
 class Case(Protocol):
@@ -165,24 +34,41 @@ class Case(Protocol):
 
 @dataclass
 class _Node:
-    """A place in a schedule: the possible steps, the chosen one, and those to leave out."""
+    """A place in a schedule: its possible steps, those to leave out or to try, the chosen one."""
 
     enabled: dict[int, Access]
     asleep: dict[int, Access]
+    to_try: set[int]
     chosen: int = -1
+    clock: Clock = field(default_factory=dict)
+    releases_lock: bool = False
+
+    @property
+    def access(self) -> Access:
+        """The access of the chosen step."""
+        return self.enabled[self.chosen]
 
     def choose(self) -> bool:
         """Choose a step that has not been tried; False if none is left."""
         if self.chosen >= 0:
-            self.asleep[self.chosen] = self.enabled[self.chosen]
-        self.chosen = next((each for each in self.enabled if each not in self.asleep), -1)
+            self.asleep[self.chosen] = self.access
+        self.chosen = next((each for each in self.to_try if each not in self.asleep), -1)
         return self.chosen >= 0
+
+    def comes_before(self, number: int, access: Access) -> bool:
+        """Return whether the chosen step has to come before a later step of a thread."""
+        return (
+            self.chosen == number
+            or _conflict(self.access, access)
+            or (self.releases_lock and _conflict(LOCK, access))
+        )
 
     def asleep_after(self) -> dict[int, Access]:
         """Return the steps to leave out after the chosen step: those that are independent of it."""
-        access = self.enabled[self.chosen]
         return {
-            number: other for number, other in self.asleep.items() if not _conflict(access, other)
+            number: other
+            for number, other in self.asleep.items()
+            if not _conflict(self.access, other)
         }
 
 
@@ -192,8 +78,8 @@ def explore(make: Callable[[], Case]) -> int:
     nodes: list[_Node] = []
     while True:
         schedules += _run_once(make(), nodes)
-        while nodes and not nodes[-1].choose():
-            nodes.pop()
+        while nodes and not _choose(nodes):
+            pass
         if not nodes:
             return schedules
 
@@ -202,40 +88,97 @@ def _run_once(case: Case, nodes: list[_Node]) -> bool:
     """Run the chosen steps, then continue to the end; False if it repeats an earlier schedule."""
     stepper = case.stepper
     depth = 0
-    is_new = True
     while enabled := stepper.enabled():
-        if depth == len(nodes) and is_new:
-            asleep = nodes[-1].asleep_after() if nodes else {}
-            nodes.append(_Node({each: stepper.next_access[each] for each in enabled}, asleep))
-            is_new = nodes[-1].choose()
-            if not is_new:
-                nodes.pop()
-                stepper.finishes = True
-        stepper.step(nodes[depth].chosen if depth < len(nodes) else enabled[0])
+        if depth == len(nodes) and not stepper.finishes:
+            stepper.finishes = not _extend(nodes, stepper)
+        if depth < len(nodes):
+            stepper.step(nodes[depth].chosen)
+            nodes[depth].releases_lock = stepper.released_lock
+        else:
+            stepper.step(enabled[0])
         depth += 1
     assert all(stepper.done), "the threads wait for each other"
     if stepper.errors:
         raise stepper.errors[0]
-    if is_new:
+    if not stepper.finishes:
         case.check()
     case.discard()
-    return is_new
+    return not stepper.finishes
 
 
+def _extend(nodes: list[_Node], stepper: Stepper) -> bool:
+    """Add the present place to a schedule; False if each of its steps is to be left out."""
+    for number, access in enumerate(stepper.next_access):
+        if not stepper.done[number]:
+            _plan_reversals(nodes, number, access)
+    enabled = {number: stepper.next_access[number] for number in stepper.enabled()}
+    asleep = nodes[-1].asleep_after() if nodes else {}
+    nodes.append(_Node(enabled, asleep, set([each for each in enabled if each not in asleep][:1])))
+    return _choose(nodes)
+
+
+def _choose(nodes: list[_Node]) -> bool:
+    """Choose a new step at the last place; remove the place and return False if none is left."""
+    node = nodes.pop()
+    if not node.choose():
+        return False
+    node.clock = _clock(nodes, node.chosen, node.access)
+    nodes.append(node)
+    return True
+
+
+def _clock(nodes: list[_Node], number: int, access: Access) -> Clock:
+    """Return the clock of the next step of a thread."""
+    clock: Clock = {}
+    for node in nodes:
+        if node.comes_before(number, access):
+            clock.update({key: max(at, clock.get(key, -1)) for key, at in node.clock.items()})
+    clock[number] = len(nodes)
+    return clock
+
+
+def _plan_reversals(nodes: list[_Node], number: int, access: Access) -> None:
+    """Plan a schedule for each earlier step that races with the next step of a thread.
+
+    The two steps conflict, and no other step orders them. In the planned schedule the next step of
+    the thread comes first.
+    """
+    past = next((node.clock for node in reversed(nodes) if node.chosen == number), {})
+    clock = _clock(nodes, number, access)
+    for index, node in enumerate(nodes):
+        is_ordered = node.chosen == number or past.get(node.chosen, -1) >= index
+        if not is_ordered and _conflict(node.access, access):
+            first = _first_threads(nodes, index, number, clock)
+            if node.to_try.isdisjoint(first):
+                node.to_try.add(first[0])
+
+
+def _first_threads(nodes: list[_Node], index: int, number: int, clock: Clock) -> list[int]:
+    """Return the threads that could be the first in a schedule that reverses a race.
+
+    That schedule has the next step of a thread, and the steps after the one at the index that do
+    not have to come after it. A thread can be the first if nothing of this comes before its step.
+    """
+    thread = nodes[index].chosen
+    steps = [
+        (at, node.chosen, node.clock)
+        for at, node in enumerate(nodes)
+        if at > index and node.clock.get(thread, -1) < index
+    ]
+    steps.append((len(nodes), number, clock))
+    return [
+        each
+        for at, each, its_clock in steps
+        if not any(
+            earlier < at and its_clock.get(other, -1) >= earlier for earlier, other, _ in steps
+        )
+    ]
+
+
+@cache
 def _conflict(one: Access, other: Access) -> bool:
     return any(
         name == other_name and (how != other_how or how == "write")
         for name, how in one
         for other_name, other_how in other
     )
-
-
-@cache
-def _accesses(file: str, attributes: frozenset[str]) -> dict[int, Access]:
-    """Return for each line of a file which of the attributes it accesses, and how."""
-    lines: dict[int, set[tuple[str, str]]] = {}
-    for node in ast.walk(ast.parse(Path(file).read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Attribute) and node.attr in attributes:
-            how = "write" if isinstance(node.ctx, ast.Store) else "read"
-            lines.setdefault(node.lineno, set()).add((node.attr, how))
-    return {line: frozenset(accessed) for line, accessed in lines.items()}

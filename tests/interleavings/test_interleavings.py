@@ -11,7 +11,8 @@ import pytest
 
 from breaker_oracle import BreakerOracle, Change, Permit
 from interleavings.histories import DELAY, Operation, does_the_same, is_explained
-from interleavings.schedules import CooperativeLock, Stepper, explore
+from interleavings.schedules import explore
+from interleavings.stepper import CooperativeLock, Stepper
 from resilience import (
     CircuitBreaker,
     CircuitBreakerConfig,

@@ -257,7 +257,8 @@ def test_media_has_one_source(data: bytes | None, uri: str | None, found: str) -
     with pytest.raises(ValueError, match=rf"^media must have either data or uri, got {found}$"):
         llm.Media(media_type="image/png", data=data, uri=uri)
 
-    assert llm.Media(media_type="text/plain", data=b"").data == b""
+    assert llm.Media(media_type="text/plain", data=b"").uri is None
+    assert llm.Media(media_type="text/plain", uri="file-1").data is None
 
 
 def test_the_data_of_media_are_not_shown() -> None:

@@ -26,8 +26,7 @@ _INTERRUPTIONS = (KeyboardInterrupt, SystemExit, GeneratorExit)
 def check_type(setting: str, value: object, wanted: type) -> None:
     """Raise for a value that is not an instance of a class."""
     if not isinstance(value, wanted):
-        article = "an" if wanted.__name__[0] in "AEIO" else "a"
-        msg = f"{setting} must be {article} {wanted.__name__}, got {value!r}"
+        msg = f"{setting} must be a {wanted.__name__}, got {value!r}"
         raise TypeError(msg)
 
 

@@ -235,8 +235,8 @@ class TextReader(Iterator[str]):
         return self._wait(0)
 
     def renew(self, *, is_waiting: bool) -> None:
-        """Reset the number of waiting threads; in a forked child."""
-        self._waiting = int(is_waiting)
+        """Reset the number of waiting threads in a forked child, which has at most one."""
+        self._waiting = min(self._waiting, int(is_waiting))
 
     def _wait(self, more: int) -> float:
         """Add a number of waiting threads; return for how long any thread has waited."""

@@ -84,7 +84,8 @@ LONG: list[tuple[Script, tuple[Script, ...]]] = [
     (SHAKY, (("work a",), ("break b",))),
     (DUE, (("work a",), ("work b",))),
     (SHAKY, (("work a",), ("fail w",), ("state",))),
-    (OPEN, (("force a", "succeed a"), ("acquire b",), ("reset",))),
+    (OPEN, (("force a", "succeed a"), ("acquire b", "reset"))),
+    (OPEN, (("force a", "succeed a"), ("reset", "acquire b"))),
     (OPEN, (("force a", "succeed a"), ("delay w",), ("state",))),
 ]
 

@@ -278,6 +278,17 @@ class TestGroupsInGroups:
         assert recorder.outcomes() == [("inner", Outcome.FAILED)]
         assert outer.breakers["inner"].state is State.OPEN
 
+    def test_an_error_that_no_group_has_raised(self) -> None:
+        """An error that a provider has made itself counts, whatever its failures are."""
+        recorder = Recorder()
+        error = AllFailedError({"model": UnsupportedRequestError()})
+        group = grouped(raising(error), config=recorder.config)
+
+        with pytest.raises(AllFailedError):
+            group.execute(call)
+
+        assert recorder.outcomes() == [("0", Outcome.FAILED)]
+
     @pytest.mark.parametrize(("other", "wait"), [(20.0, 7.0), (5.0, 5.0)])
     def test_the_wait_of_an_inner_group(self, other: float, wait: float) -> None:
         """The wait of an inner group that skipped all is one of those of the outer group."""

@@ -136,9 +136,9 @@ class StreamState(Generic[T, R]):
 
     @property
     def returned(self) -> object:
-        """The object that the serving provider has returned; None before there is one."""
+        """The object that the provider tried last has returned; None before there is one."""
         stream = self._stream
-        return None if stream is None or not self.committed else stream.returned
+        return None if stream is None else stream.returned
 
     def start(self, *, lazy: bool) -> None:
         """Open the stream; if lazy, call the provider's function but do not wait for an item."""

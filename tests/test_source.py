@@ -1,4 +1,4 @@
-"""A stream that a provider has returned: its first item, and its closing."""
+"""A stream that a provider has returned: its first item, and how it is closed."""
 
 import contextlib
 import gc
@@ -75,7 +75,7 @@ class TestTwoThreads:
     """If one thread reads a stream while another one closes it, it is closed once."""
 
     def test_closed_before_it_is_read(self) -> None:
-        """A thread that reads a closed stream reads no item."""
+        """A thread that reads a closed stream gets no item."""
         provider = Counted()
         stream = opened(provider)
 
@@ -100,7 +100,7 @@ class TestTwoThreads:
         assert provider.closed == 1
 
     def test_closed_while_an_item_is_awaited(self, hang: Hang) -> None:
-        """If a thread closes a stream while another one waits for an item, it is closed later."""
+        """If a thread closes a stream while another one waits for an item, it is closed then."""
         waits = [False, True]
 
         def wait() -> None:
@@ -122,7 +122,7 @@ class TestTwoThreads:
     def test_timeout_as_a_worker_takes_it(
         self, place: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """If the limit elapses when a worker accepts a stream, the next provider is tried."""
+        """If the limit elapses while a worker reads the first item, the next provider is tried."""
         over, closed = threading.Event(), threading.Event()
         now = 0.0
         monkeypatch.setattr("resilience._failover.attempts.monotonic", lambda: now)
@@ -361,7 +361,7 @@ def test_an_ended_stream_at_interpreter_exit(
 def test_the_time_limit_of_the_caller_while_a_stream_is_closed(
     kind: type[Exception], *, wanted: bool
 ) -> None:
-    """An exception of `interrupt_on` is raised by `close()` and listeners, any other is logged."""
+    """An exception of `interrupt_on` is raised by `close()` and listeners; any other is logged."""
 
     class TimeLimitExceededError(kind):  # type: ignore[misc, valid-type]
         pass
@@ -393,7 +393,7 @@ def test_the_time_limit_of_the_caller_while_a_stream_is_closed(
 
 
 def test_a_stream_whose_reader_was_interrupted() -> None:
-    """A stream whose reader was interrupted as it took the stream is closed when it is dropped."""
+    """A stream whose reader was interrupted after marking it as in use is closed when dropped."""
     provider = Counted()
     stream = opened(provider)
     stream._in_use.acquire()

@@ -41,7 +41,7 @@ def test_no_letter_is_lost(fragments: list[str]) -> None:
 
 @given(st.text(alphabet="ab. ", max_size=3_000), st.data())
 def test_fragments_do_not_matter(text: str, data: st.DataObject) -> None:
-    """The same text in other fragments has the same pieces."""
+    """The same text, split into other fragments, gives the same pieces."""
     ends = data.draw(st.lists(st.integers(0, len(text)), max_size=9).map(sorted))
 
     fragments = [text[a:b] for a, b in zip([0, *ends], [*ends, len(text)], strict=True)]
@@ -68,7 +68,7 @@ def endless(first: str) -> Iterator[str]:
 
 @pytest.mark.parametrize("text", ["3.14", "e.g", "a.b", "...and"])
 def test_no_end_of_a_sentence(text: str) -> None:
-    """A full stop in front of another letter does not end a piece."""
+    """A full stop in front of a letter, a digit or another full stop does not end a piece."""
     whole = "a" * SHORTEST + text + " b" * SHORTEST
 
     assert cut(whole) == [whole]
@@ -95,7 +95,7 @@ def test_a_text_without_sentences() -> None:
 
 
 def test_a_line_without_letters_is_no_piece() -> None:
-    """A line without letters is not sent by itself."""
+    """A piece without letters and digits is not sent."""
     assert cut("-" * SHORTEST + "-\n", "rain") == ["rain"]
 
 
@@ -104,7 +104,7 @@ def test_a_line_without_letters_is_no_piece() -> None:
     [(None, 2), ("pcm_s16le", 2), ("mulaw", 2), ("mp3", 2), ("wav", 1), ("flac", 1), ("opus", 1)],
 )
 def test_files_that_cannot_be_joined(encoding: str | None, count: int) -> None:
-    """A text is cut only where the audio of two requests can be joined."""
+    """A text is cut only if the audio of two requests can be joined."""
     sentence = "a" * 2 * SHORTEST + ". "
 
     assert len(cut(sentence, sentence, encoding=encoding)) == count

@@ -153,7 +153,8 @@ class RedisNews(_settings.Uncopyable):
 
         Args:
             client: A `redis.Redis`, or an object with the same methods. Two of its connections are
-                used. Set its `socket_timeout`, so that a lost connection is detected.
+                used, for a moment three. Set its `socket_timeout`, so that a lost connection is
+                detected.
             namespace: Prefix of the names of the channel and of all keys. Only breakers of the same
                 namespace exchange messages.
             breakers: Breakers by name, such as the `breakers` of a group. A breaker must have the

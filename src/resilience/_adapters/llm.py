@@ -105,7 +105,7 @@ _set_provider: Any = _SLOTS["provider"].__set__
 
 
 def _name_provider(response: llm.CompletionResponse, name: str) -> llm.CompletionResponse:
-    """Return a copy with the name, since the provider may return the same answer to others."""
+    """Return a copy with the name, since the provider may return the same object to others."""
     kind: type = type(response)
     if kind is llm.CompletionResponse:  # field by field, in a third of the time of `replace`
         named = object.__new__(llm.CompletionResponse)
@@ -120,7 +120,7 @@ def _name_provider(response: llm.CompletionResponse, name: str) -> llm.Completio
 
 
 def _copied(response: llm.CompletionResponse) -> llm.CompletionResponse:
-    """Copy an instance of a subclass, whose constructor may be another one."""
+    """Copy an instance of a subclass, whose constructor may have other parameters."""
     copied = object.__new__(type(response))
     state = cast(
         "tuple[dict[str, object] | None, dict[str, object]]", object.__getstate__(response)

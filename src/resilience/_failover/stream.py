@@ -39,7 +39,7 @@ class StreamRequest(ABC, Generic[T, R]):
         return False
 
     def is_empty(self, _item: R, /) -> bool:
-        """Return whether an item has no content, so that it does not commit to the provider."""
+        """Return whether an item has no content; the stream may still fail over after it."""
         return False
 
     def input_error(self) -> BaseException | None:
@@ -95,6 +95,7 @@ _shared = _SharedLock()
 class StreamState(Generic[T, R]):
     """One stream: opened, committed to a provider, read, settled and closed.
 
+    When it is committed, only the provider that serves it is read; nothing fails over any more.
     One thread reads, any thread may close. The thread that finishes last closes the provider's
     iterable: the thread that closes the stream, or, if another thread is reading, that thread when
     its `next()` has returned.
@@ -404,7 +405,7 @@ def open_request(
 ) -> S:
     """Open a stream S; if lazy, call the provider's function but do not wait for an item."""
     # Not in the constructor: the error of an attempt refers to the frames in which it was raised,
-    # and the frame of the constructor refers to the stream.
+    # and the frame of the constructor refers to the stream, so the error would keep it alive.
     state = StreamState(attempts, request)
     state.start(lazy=lazy)
     return make(state)

@@ -13,7 +13,7 @@ PCM = "pcm_s16le"
 JOINABLE = {PCM, "mulaw", "alaw", "mp3", "aac"}  # audio of several requests may be concatenated
 
 SHORTEST = 40  # characters of the first request; fewer only if the whole text is shorter
-LONGEST = 1_000  # characters of one request; no vendor accepts fewer
+LONGEST = 1_000  # characters of one request; every vendor accepts at least so many
 
 # The end of a sentence: punctuation, closing quotes and a space; CJK punctuation; or a newline.
 _END = re.compile(r"[.!?\u2026][\"'\u201d\u2019\xbb)\]]*\s|[\u3002\uff01\uff1f\n]")

@@ -30,7 +30,7 @@ def check_value(value: object, kind: type[V], operation: str) -> V:
 
 
 def check_iterable(value: object, items: str, operation: str) -> None:
-    """Fail unless a value can be iterated over, and is not a text or bytes.
+    """Fail unless a value can be iterated over, and is not a string or bytes.
 
     Args:
         value: What the provider returned.

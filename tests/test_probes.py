@@ -1,5 +1,7 @@
 """Probes of a half-open breaker: their number, and the release of their slots."""
 
+import gc
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -26,6 +28,7 @@ from resilience import (
     State,
     StateChange,
 )
+from resilience._breaker.periods import Probe
 from resilience.testing import ManualClock
 
 RESET_TIMEOUT = 10.0
@@ -406,3 +409,14 @@ def rush(breaker: CircuitBreaker) -> int:
     """Begin calls that do not end in many threads at once, and count those that were admitted."""
     permits = in_threads([breaker._try_acquire] * THREADS)
     return sum(permit is not None for permit in permits)
+
+
+def test_a_constructor_that_was_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A probe whose constructor was interrupted is deleted without an error."""
+    errors: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", errors.append)
+
+    Probe.__new__(Probe)
+    gc.collect()
+
+    assert not errors

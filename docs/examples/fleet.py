@@ -33,6 +33,7 @@ import time
 import uuid
 from collections.abc import Generator
 from dataclasses import dataclass, field
+from http.client import HTTPException
 from typing import IO
 
 from outage import HttpLLM, ServerProcess
@@ -98,7 +99,7 @@ def run_member(number: int, port: int, url: str, namespace: str) -> None:
                 report("answered")
             except CircuitOpenError:
                 pass
-            except OSError:
+            except (OSError, HTTPException):  # the server may die while it answers
                 report("failed")
 
 

@@ -680,13 +680,16 @@ class TestAttaching:
     """Attaching to a breaker and detaching from it."""
 
     def test_changes(self, alone: Process) -> None:
-        """`on_change` is called once for several changes, until the breaker is checked."""
+        """`on_change` is called once for several changes, until `has_changed` is cleared."""
         alone.fail()
         alone.breaker.reset()
         alone.breaker.isolate()
         assert alone.changes == [alone.watch]
         alone.look()
         alone.breaker.reset()
+        assert alone.changes == [alone.watch]
+        alone.watch.has_changed = False
+        alone.breaker.isolate()
 
         assert alone.changes == [alone.watch] * 2
 
@@ -700,7 +703,7 @@ class TestAttaching:
         alone.watch.detach()
         alone.watch.apply(news)
         alone.changes.clear()
-        other.take_change("p0")
+        other.has_changed = False
         others.clear()
         assert alone.left() == 5.0
         alone.breaker.reset()

@@ -375,6 +375,28 @@ class TestTelling:
         assert longest <= 2
         assert len(server.published()) <= 4
 
+    def test_a_change_during_each_message(
+        self, server: Server, start: Start, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The queue does not grow if the breaker changes again whenever a change is sent."""
+        breaker = make_breaker()
+        sizes: list[int] = []
+        publish = RedisNews._publish
+
+        def publish_and_open(news: RedisNews, *change: Any) -> None:  # noqa: ANN401
+            publish(news, *change)
+            if len(sizes) < 20:
+                breaker.reset()
+                fail(breaker)
+                sizes.append(news._control.changed.qsize())
+
+        monkeypatch.setattr(RedisNews, "_publish", publish_and_open)
+        start(breaker)
+        fail(breaker)
+        server.wait_for(lambda: len(server.named("publish")) > 20)
+
+        assert max(sizes) <= 2  # an entry of the breaker, and one to check all
+
     def test_is_looked_at(self, server: Server, start: Start) -> None:
         """Changes without an event, such as isolating an open breaker, are sent after a while."""
         breaker = make_breaker()

@@ -150,8 +150,8 @@ class BreakerSync:
         self._max_seconds = max_seconds
         self._operators = operators
         self._on_change = on_change
-        # Set before `on_change` is called, and cleared before the breaker is read. If two threads
-        # read False, both call `on_change`, which is harmless.
+        # Set before `on_change` is called; the owner clears it before it reads the breaker because
+        # of that call. If two threads read False, both call `on_change`, which is harmless.
         self.has_changed: bool = False
         # Guarded by the breaker's lock: the last period that was sent or received, and the end that
         # was sent. Infinity if it was received: then it is never sent again.
@@ -200,7 +200,6 @@ class BreakerSync:
         without an end is sent again at that interval, since other processes keep it for at most
         `max_seconds`.
         """
-        self.has_changed = False
         now = self._breaker._config.clock()
         return self._breaker._events.run_locked(self._take_change_locked, now, origin)
 

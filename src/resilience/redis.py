@@ -243,6 +243,8 @@ class RedisNews(_settings.Uncopyable):
             return
         self._control.is_stopped = True  # ends the thread that has forked, if it is one of the two
         self._control = _ThreadControl()
+        for sync in self._syncs.values():
+            sync.has_changed = False  # the new queue is empty
         try:
             self._start_threads()
         except Exception as raised:  # no thread can be started; a fork hook has no caller
@@ -264,6 +266,7 @@ class RedisNews(_settings.Uncopyable):
                 continue
             with suppress(Empty):
                 if sync := control.changed.get(timeout=left):
+                    sync.has_changed = False
                     self._send_changes((sync,))
                 else:
                     due = 0.0
@@ -396,8 +399,8 @@ class _ThreadControl:
 
     def __init__(self) -> None:
         self.is_stopped = False
-        # A breaker that has changed, or None to check all. A breaker is added again only after it
-        # was checked, so each has at most two entries.
+        # A breaker that has changed, or None to check all. A breaker is added again only after its
+        # entry was removed, so the queue does not grow with the number of changes.
         self.changed: SimpleQueue[BreakerSync | None] = SimpleQueue()
         self._pauses: SimpleQueue[None] = SimpleQueue()
 

@@ -993,8 +993,8 @@ class TestLife:
 
         assert news._origin != origin
         assert len(alive()) == 2
+        server.settle()  # the message that the parent has sent last
         breaker.reset()
-        server.settle()
         fail(breaker)
         server.wait_for(lambda: len(server.named("set")) > 1)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
-from itertools import count
+from itertools import count, repeat
 from queue import SimpleQueue
 from threading import Event, Lock, Thread, current_thread
 from threading import enumerate as running_threads
@@ -766,7 +766,7 @@ WRONG_MODELS = [
     case(
         "stream_is_whole",
         "stream_completion.. takes longer than 0.4 s",
-        wrong(Model, stream_completion=lambda *_: iter(hang, 0)),
+        wrong(Model, stream_completion=lambda *_: iter(hang, None)),
         time_limit=0.4,
     ),
     case(
@@ -1406,6 +1406,63 @@ def dir_of_streams() -> set[str]:
     """Return the tests that models and synthesisers have in common."""
     both = {*dir(LLMProviderContract)} & {*dir(TTSProviderContract)}
     return {name.removeprefix("test_") for name in both}
+
+
+ENDLESS_MODEL = wrong(Model, stream_completion=lambda *_: repeat(llm.Chunk(content="a")))
+ENDLESS_SYNTHESISER = wrong(
+    Synthesiser,
+    synthesize_stream=lambda *_: repeat(b"a"),
+    list_voices=lambda _: repeat(tts.VoiceProfile(id="v-1")),
+)
+ENDLESS_RECOGNISER = recogniser(
+    partials=lambda _: repeat(stt.Transcript(text="a")),
+    finals=lambda _: repeat(stt.Transcript(text="a", is_final=True)),
+)
+STREAM_TESTS = """failed_streams_leave_nothing interrupted_stream_raises
+    interrupted_streams_leave_nothing stream_is_closed_early stream_is_closed_unread
+    stream_is_read_by_another_thread stream_is_whole stream_of_broken_provider_raises
+    streams_are_independent streams_in_several_threads streams_leave_nothing"""
+"""Tests that read the stream of a model or a synthesiser to its end."""
+
+
+@pytest.mark.parametrize(
+    ("contract", "provider", "failing"),
+    [
+        (TestModel, ENDLESS_MODEL, f"{STREAM_TESTS} streamed_tool_calls tool_results"),
+        (
+            TestSynthesiser,
+            ENDLESS_SYNTHESISER,
+            f"""{STREAM_TESTS} extra_of_other_vendors_is_ignored list_voices
+            list_voices_of_broken_provider text_that_comes_slowly text_that_fails
+            unsupported_voices""",
+        ),
+        (
+            TestRecogniser,
+            ENDLESS_RECOGNISER,
+            """close_ends_transcripts close_twice final_transcripts finished_sessions_leave_nothing
+            interrupted_session_raises interrupted_sessions_leave_nothing partial_transcripts
+            sessions_are_independent sessions_in_several_threads""",
+        ),
+    ],
+)
+def test_what_never_ends(contract: Callable[[], Any], provider: object, failing: str) -> None:
+    """Whatever is endless fails the tests that read it to the end, and is not read any further."""
+    makers = dict.fromkeys(
+        ("make_provider", "make_broken_provider", "make_interrupted_provider"), provider
+    )
+    threads, failed = {*running_threads()}, set[str]()
+    for name in dir(contract):
+        if name.startswith("test_"):
+            try:
+                run(contract(), name.removeprefix("test_"), **makers)
+            except AssertionError as failure:
+                if "gave more than 100,000 items: end it" in str(failure):
+                    failed.add(name.removeprefix("test_"))
+
+    assert failed == {*failing.split()}
+    for thread in {*running_threads()} - threads:
+        thread.join(TIMEOUT)
+        assert not thread.is_alive()
 
 
 @pytest.mark.parametrize(

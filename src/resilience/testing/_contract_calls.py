@@ -1,6 +1,7 @@
 """Calls of a provider with a time limit, and the failures of a contract test."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import islice
 from threading import Event, Thread
 from time import monotonic
 from typing import Generic, NoReturn, TypeVar, final
@@ -8,9 +9,13 @@ from typing import Generic, NoReturn, TypeVar, final
 from resilience.exceptions import UnsupportedRequestError
 
 R = TypeVar("R")
+T = TypeVar("T")
 
 UNSUPPORTED = (UnsupportedRequestError, NotImplementedError)
 """Exceptions of a provider that works, but does not support a request."""
+
+MOST_ITEMS = 100_000
+"""More items are taken for a stream that never ends."""
 
 _BUGS = (AttributeError, ImportError, NameError, TypeError)
 
@@ -114,6 +119,22 @@ class ProviderCall(Generic[R]):
             self._results.append(self._fn())
         except BaseException as error:
             self._error = error
+
+
+def read_all(items: Iterable[T], operation: str) -> list[T]:
+    """Read all items; fail if there are so many that they would fill the memory.
+
+    Args:
+        items: What the provider returned.
+        operation: Where the items come from.
+
+    Returns:
+        The items.
+    """
+    found = list(islice(items, MOST_ITEMS + 1))
+    if len(found) > MOST_ITEMS:
+        fail(f"{operation} gave more than {MOST_ITEMS:,} items: end it when the answer is whole")
+    return found
 
 
 def becomes_true(condition: Callable[[], bool], limit: float) -> bool:

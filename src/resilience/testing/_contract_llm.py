@@ -13,7 +13,7 @@ from resilience.testing._contract_answers import (
     join_chunks,
 )
 from resilience.testing._contract_base import CUT, FOREIGN, UNREACHABLE, skip
-from resilience.testing._contract_calls import UNSUPPORTED, fail
+from resilience.testing._contract_calls import UNSUPPORTED, fail, read_all
 from resilience.testing._contract_streams import StreamContract
 from resilience.testing._contract_values import check_value
 
@@ -96,7 +96,7 @@ class LLMProviderContract(StreamContract[llm.Provider, llm.Chunk]):
         """A stream yields complete tool calls, with arguments that are a JSON object."""
         request = self.tool_request or skip("tool_request")
         with self._working() as provider:
-            chunks = self._call(self._method, lambda: list(provider.stream_completion(request)))
+            chunks = self._call(self._method, lambda: self._read_answer(provider, request))
             check_tool_calls(join_chunks(chunks, self._method), request, self._method)
 
     def test_tool_results(self) -> None:
@@ -113,7 +113,7 @@ class LLMProviderContract(StreamContract[llm.Provider, llm.Chunk]):
             then = replace(request, messages=(*request.messages, first.message, *results))
             answer = self._call(operation, lambda: provider.complete(then))
             check_response(answer, operation)
-            chunks = self._call(operation, lambda: list(provider.stream_completion(then)))
+            chunks = self._call(operation, lambda: self._read_answer(provider, then))
             check_response(join_chunks(chunks, operation), operation)
 
     def test_unsupported_requests(self) -> None:
@@ -162,9 +162,14 @@ class LLMProviderContract(StreamContract[llm.Provider, llm.Chunk]):
                 " tokens that request and answer may have together"
             )
 
+    def _read_answer(
+        self, provider: llm.Provider, request: llm.CompletionRequest
+    ) -> list[llm.Chunk]:
+        return read_all(provider.stream_completion(request), self._method)
+
     def _check_unsupported(
         self, provider: llm.Provider, what: str, request: llm.CompletionRequest
     ) -> None:
         self._start("complete()", lambda: provider.complete(request)).check_unsupported(what)
-        stream = self._start(self._method, lambda: list(provider.stream_completion(request)))
+        stream = self._start(self._method, lambda: self._read_answer(provider, request))
         stream.check_unsupported(what)

@@ -6,6 +6,7 @@ from itertools import islice
 from typing import ClassVar, Generic, TypeVar
 
 from resilience.testing._contract_base import CUT, UNREACHABLE, P, ProviderContract
+from resilience.testing._contract_calls import read_all
 from resilience.testing._contract_values import check_iterable
 
 R = TypeVar("R")
@@ -68,7 +69,9 @@ class StreamContract(ProviderContract[P], Generic[P, R]):
             stream = self._call(self._method, lambda: self._open(provider))
             iterator = iter(stream)
             first = self._call("reading in another thread", lambda: list(islice(iterator, 1)))
-            rest = self._call("reading on in another thread", lambda: list(iterator))
+            rest = self._call(
+                "reading on in another thread", lambda: read_all(iterator, self._method)
+            )
             _close(iterator, stream)
             self._check_items(first + rest)
 
@@ -115,7 +118,7 @@ class StreamContract(ProviderContract[P], Generic[P, R]):
         check_iterable(stream, self._items, self._method)
         iterator = iter(stream)
         try:
-            return list(islice(iterator, count))
+            return read_all(islice(iterator, count), self._method)
         finally:
             _close(iterator, stream)
 
@@ -123,7 +126,10 @@ class StreamContract(ProviderContract[P], Generic[P, R]):
         streams = [self._open(provider) for _ in range(2)]
         iterators = [iter(stream) for stream in streams]
         first = [list(islice(iterator, 1)) for iterator in iterators]
-        items = [first[number] + list(iterator) for number, iterator in enumerate(iterators)]
+        items = [
+            before + read_all(rest, self._method)
+            for before, rest in zip(first, iterators, strict=True)
+        ]
         _close(*iterators, *streams)
         return items
 

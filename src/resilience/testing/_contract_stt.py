@@ -9,7 +9,7 @@ from typing import final
 
 from resilience import stt
 from resilience.testing._contract_base import FOREIGN, UNREACHABLE, ProviderContract, skip
-from resilience.testing._contract_calls import UNSUPPORTED, ProviderCall, fail
+from resilience.testing._contract_calls import UNSUPPORTED, ProviderCall, fail, read_all
 from resilience.testing._contract_values import check_value, fail_kind
 
 _METHODS = ("send_audio", "partials", "finals", "set_keywords", "close")
@@ -180,9 +180,9 @@ class STTProviderContract(ProviderContract[stt.Provider]):
             self._send(session)
             finish = getattr(session, "finish", None)
             if finish is None:
-                return list(_until_text(session.finals()))
+                return read_all(_until_text(session.finals()), "finals()")
             finish()
-            return list(session.finals())
+            return read_all(session.finals(), "finals()")
         finally:
             session.close()
 
@@ -192,20 +192,22 @@ class _Reading:
     """Transcripts of a session, which are read in a thread of their own."""
 
     def __init__(self, session: stt.SessionHandle, name: str, limit: float) -> None:
-        self._read_all: Callable[[], Iterable[stt.Transcript]] = getattr(session, name)
+        self._open: Callable[[], Iterable[stt.Transcript]] = getattr(session, name)
+        self._operation = f"{name}()"
         self.has_text = Event()  # or has ended
-        self.call = ProviderCall(f"{name}()", self._read, limit, _END)
+        self.call = ProviderCall(self._operation, self._read, limit, _END)
 
     def _read(self) -> list[stt.Transcript]:
-        found: list[stt.Transcript] = []
         try:
-            for transcript in self._read_all():
-                found.append(transcript)
-                if _has_text(transcript):
-                    self.has_text.set()
+            return read_all(self._watch(self._open()), self._operation)
         finally:
             self.has_text.set()
-        return found
+
+    def _watch(self, transcripts: Iterable[stt.Transcript]) -> Iterator[stt.Transcript]:
+        for transcript in transcripts:
+            if _has_text(transcript):
+                self.has_text.set()
+            yield transcript
 
 
 def _until_text(transcripts: Iterable[stt.Transcript]) -> Iterator[stt.Transcript]:

@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from resilience import tts
 from resilience.testing._contract_base import FOREIGN, UNREACHABLE, skip
-from resilience.testing._contract_calls import UNSUPPORTED, fail
+from resilience.testing._contract_calls import UNSUPPORTED, fail, read_all
 from resilience.testing._contract_streams import StreamContract
 from resilience.testing._contract_values import check_iterable, check_value
 
@@ -44,8 +44,10 @@ class TTSProviderContract(StreamContract[tts.Provider, bytes]):
     def _open(self, provider: tts.Provider) -> Iterable[bytes]:
         return provider.synthesize_stream(iter(self.text), self.voice)
 
-    def _speak(self, provider: tts.Provider, voice: tts.VoiceProfile) -> list[bytes]:
-        return list(provider.synthesize_stream(iter(self.text), voice))
+    def _speak(
+        self, provider: tts.Provider, text: Iterator[str], voice: tts.VoiceProfile
+    ) -> list[bytes]:
+        return read_all(provider.synthesize_stream(text, voice), self._method)
 
     @override
     def _check_items(self, items: Sequence[object]) -> None:
@@ -62,7 +64,7 @@ class TTSProviderContract(StreamContract[tts.Provider, bytes]):
         with self._working() as provider:
             audio = self._call(
                 f"{self._method} of a text that comes slowly",
-                lambda: text.read(provider.synthesize_stream(text, self.voice)),
+                lambda: text.end_after(self._speak(provider, text, self.voice)),
             )
         self._check_items(audio)
         if not text.was_read:
@@ -76,7 +78,7 @@ class TTSProviderContract(StreamContract[tts.Provider, bytes]):
         with self._working() as provider:
             call = self._start(
                 f"{self._method} of a text that raises",
-                lambda: list(provider.synthesize_stream(_failing(self.text), self.voice)),
+                lambda: self._speak(provider, _failing(self.text), self.voice),
                 "hand the exception of the text on, also if another thread reads it",
             )
             if call.error() is None:
@@ -89,7 +91,9 @@ class TTSProviderContract(StreamContract[tts.Provider, bytes]):
         """A voice that the synthesiser does not support raises `UnsupportedRequestError`."""
         with self._working() as provider:
             for voice in self.unsupported_voices or skip("unsupported_voices"):
-                call = self._start(self._method, partial(self._speak, provider, voice))
+                call = self._start(
+                    self._method, partial(self._speak, provider, iter(self.text), voice)
+                )
                 call.check_unsupported("one of `unsupported_voices`")
 
     def test_extra_of_other_vendors_is_ignored(self) -> None:
@@ -98,21 +102,21 @@ class TTSProviderContract(StreamContract[tts.Provider, bytes]):
         with self._working() as provider:
             audio = self._call(
                 f"{self._method} with `extra` of another vendor",
-                lambda: self._speak(provider, voice),
+                lambda: self._speak(provider, iter(self.text), voice),
             )
         self._check_items(audio)
 
     def test_list_voices(self) -> None:
         """`list_voices()` returns voices, or raises that it is not supported."""
         with self._working() as provider:
-            call = self._start("list_voices()", provider.list_voices)
+            call = self._start("list_voices()", lambda: _list_voices(provider))
             if not isinstance(call.error(), UNSUPPORTED):
                 _check_voices(call.result())
 
     def test_list_voices_of_broken_provider(self) -> None:
         """`list_voices()` returns no empty list if the provider cannot be reached."""
         with self._broken() as provider:
-            call = self._start("list_voices()", provider.list_voices)
+            call = self._start("list_voices()", lambda: _list_voices(provider))
             error = call.error()
             if error is None:
                 _check_voices(call.result())
@@ -146,12 +150,11 @@ class _SlowText(Iterator[str]):
             self._has_ended = True
             raise
 
-    def read(self, audio: Iterable[bytes]) -> list[bytes]:
-        """Read the audio of this text, and record whether the text had been read at its end."""
-        pieces = list(audio)
+    def end_after(self, audio: list[bytes]) -> list[bytes]:
+        """Record whether the text was read when its audio had ended; return the audio."""
         self.was_read = self._has_ended
         self._audio_has_ended.set()
-        return pieces
+        return audio
 
 
 def _failing(fragments: Iterable[str]) -> Iterator[str]:
@@ -160,8 +163,14 @@ def _failing(fragments: Iterable[str]) -> Iterator[str]:
     raise ConnectionError(msg)
 
 
-def _check_voices(voices: Sequence[tts.VoiceProfile]) -> None:
+def _list_voices(provider: tts.Provider) -> list[tts.VoiceProfile]:
+    voices = provider.list_voices()
     check_iterable(voices, "VoiceProfile", "list_voices()")
-    found = [check_value(voice, tts.VoiceProfile, "list_voices()") for voice in voices]
-    if not found:
+    return read_all(voices, "list_voices()")
+
+
+def _check_voices(voices: Sequence[tts.VoiceProfile]) -> None:
+    for voice in voices:
+        check_value(voice, tts.VoiceProfile, "list_voices()")
+    if not voices:
         fail("list_voices() returned no voice: raise instead, so that the group can fail over")

@@ -985,7 +985,11 @@ class TestLife:
         news = start(breaker)
         origin, old = news._origin, alive()
         server.gate = threading.Event()
-        fail(breaker)  # and is not checked any more
+        fail(breaker)
+        server.wait_for(lambda: server.named("set"))
+        breaker.reset()
+        fail(breaker)  # is in the queue of the parent
+        assert news._syncs["model"].has_changed
         _fork._renew_all()
         server.gate.set()
         join_all(old)
@@ -993,10 +997,13 @@ class TestLife:
 
         assert news._origin != origin
         assert len(alive()) == 2
-        server.settle()  # the message that the parent has sent last
+        server.wait_for(lambda: server.subscriptions)
+        server.settle()  # what the parent has stored and sent
+        server.wait_for(lambda: not news._syncs["model"].has_changed)
+        sent = len(server.named("set"))
         breaker.reset()
         fail(breaker)
-        server.wait_for(lambda: len(server.named("set")) > 1)
+        server.wait_for(lambda: len(server.named("set")) > sent)
 
     def test_fork_after_close(self, start: Start) -> None:
         """A child of a closed `RedisNews` has no threads."""

@@ -14,8 +14,7 @@ T = TypeVar("T")
 UNSUPPORTED = (UnsupportedRequestError, NotImplementedError)
 """Exceptions of a provider that works, but does not support a request."""
 
-MOST_ITEMS = 100_000
-"""More items are taken for a stream that never ends."""
+_MAX_ITEMS = 100_000  # of a stream or list that ends
 
 _BUGS = (AttributeError, ImportError, NameError, TypeError)
 
@@ -131,9 +130,9 @@ def read_all(items: Iterable[T], operation: str) -> list[T]:
     Returns:
         The items.
     """
-    found = list(islice(items, MOST_ITEMS + 1))
-    if len(found) > MOST_ITEMS:
-        fail(f"{operation} gave more than {MOST_ITEMS:,} items: end it when the answer is whole")
+    found = list(islice(items, _MAX_ITEMS + 1))
+    if len(found) > _MAX_ITEMS:
+        fail(f"{operation} gave more than {_MAX_ITEMS:,} items: it must end")
     return found
 
 
